@@ -1,0 +1,102 @@
+// The planner's answer: which card does what, and what that should cost.
+//
+// A value type. The same input gives the same bytes of every printed form. Its digest stands in every frame
+// header, so two processes with different plans refuse each other.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.hpp"
+#include "topology/demand.hpp"
+
+namespace orrery::topology {
+
+/// How a group shares one forward pass.
+enum class Split : std::uint8_t {
+  tensor,    // Each card owns slices of every matrix; residual rows are shared out too (reduce-scatter, all-gather).
+  sequence,  // Each card owns token rows and all weights; heads change hands around attention (Ulysses).
+};
+std::string_view name_of(Split split);
+
+/// One card of the cluster, in the plan's numbering (the index in `Plan::cards`).
+struct PlannedCard {
+  std::string node;          // Host name as in the cluster file.
+  std::uint32_t index = 0;   // Within the node.
+  std::string type;          // Card profile.
+  std::uint64_t memory_bytes = 0;
+  double relative_compute = 1;  // To the slowest card's compute rate.
+  std::uint32_t threads = 1;    // For backend cpu.
+};
+
+/// One rank of a group: a card and what it owns.
+struct PlannedRank {
+  std::uint32_t card = 0;               // Index in Plan::cards.
+  /// Owned slices, ascending, never empty. Token rows are shared out in the same proportion, at whatever size
+  /// a request has (base/row_split.hpp), in both splits.
+  std::vector<std::uint32_t> slices;
+};
+
+/// Cards that together do one forward pass.
+struct PlannedGroup {
+  std::vector<PlannedRank> ranks;
+};
+
+struct PlannedStage {
+  StageKind kind = StageKind::denoiser;
+  Split split = Split::tensor;
+  std::uint32_t slices = 1;
+  /// One group, or two for a denoiser whose guidance branches run on different cards (CFG split):
+  /// groups[0] does the prompt, groups[1] the negative prompt.
+  std::vector<PlannedGroup> groups;
+};
+
+/// What a card's memory is spent on, bytes.
+struct MemoryBill {
+  std::uint32_t card = 0;
+  std::uint64_t weights = 0;
+  std::uint64_t activations = 0;
+  std::uint64_t buffers = 0;
+  std::uint64_t total() const { return weights + activations + buffers; }
+  std::uint64_t budget = 0;
+};
+
+struct LinkLoad {
+  std::string from, to;           // Node names; equal for within a node.
+  std::string link_type;
+  std::uint64_t bytes_per_step = 0;
+  double seconds_per_step = 0;
+};
+
+struct PredictedStage {
+  StageKind kind = StageKind::denoiser;
+  double compute_seconds = 0;   // One step (denoiser) or the whole stage.
+  double exchange_seconds = 0;
+  double total_seconds() const { return compute_seconds + exchange_seconds; }
+};
+
+struct RejectedPlan {
+  std::string what;  // "denoiser tensor=8 cfg=1"
+  std::string why;   // "12% slower: 41.2 ms a step against 36.7 ms" or "n1:0 needs 18.2 GiB of 16.0 GiB"
+};
+
+struct Plan {
+  std::string cluster, model;
+  std::vector<PlannedCard> cards;    // All cards of the cluster, node order then index.
+  std::vector<PlannedStage> stages;  // Pipeline order; guardrails have a group of one rank with slice 0.
+  std::vector<MemoryBill> bills;     // One per card.
+  std::vector<LinkLoad> links;
+  std::vector<PredictedStage> predicted;
+  double predicted_video_seconds = 0;
+  std::vector<RejectedPlan> rejected;
+
+  /// Everything that decides the placement (not the predictions), as canonical text; hashed by `digest`.
+  std::string canonical() const;
+  /// First 16 hex digits of SHA-256 of `canonical()`, as a number.
+  std::uint64_t digest() const;
+};
+
+}  // namespace orrery::topology
