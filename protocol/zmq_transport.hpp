@@ -1,0 +1,38 @@
+// The transport over ZeroMQ: tcp:// between hosts, ipc:// on one.
+//
+//   others' DEALERs ──▶ ROUTER (bound, one) ─┐
+//                                            ├─ pump thread ──▶ handlers
+//   queues, eventfd ──▶ DEALER (one per peer)┘
+//
+// One thread owns all sockets. `send` puts the frame into the peer's bounded queue and rings an eventfd. The
+// payload is not copied on either side: ZeroMQ reads the Shard's memory and lets go of it; a received message
+// is kept alive by the Shard that shows its bytes.
+//
+// Does not: authenticate (bind to loopback, or to a network whose hosts you trust), order control before bulk.
+
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "protocol/transport.hpp"
+
+namespace orrery::protocol {
+
+struct ZmqOptions {
+  PeerId self = 0;
+  /// "tcp://ADDRESS:PORT" (port 0: any free one; `address()` tells), or "ipc://PATH": a socket file in a folder
+  /// that only this user can enter; it is removed at close.
+  std::string bind = "tcp://127.0.0.1:0";
+  /// What peers are told instead of a wildcard or private bind address ("tcp://node1"); the port is appended.
+  /// Empty: the bind address.
+  std::string advertise;
+  std::uint64_t payload_bytes_max = std::uint64_t{16} << 20;  // Longer parts end the sender's connection.
+  std::uint32_t queue_frames = 16;                            // Per peer, in our queue and again in ZeroMQ's.
+};
+
+/// Binds. Fails with port_in_use ("tcp://0.0.0.0:5801 is in use by another program"), invalid_config for an
+/// address that cannot be read, io_failed otherwise.
+Result<std::unique_ptr<Transport>> make_zmq_transport(const ZmqOptions& options);
+
+}  // namespace orrery::protocol
