@@ -1,0 +1,36 @@
+// orrery: plans clusters of NPU cards, starts them, and makes videos on them.
+//
+// Each verb is a file beside this one; verb.hpp says what a verb is.
+
+#include <csignal>
+
+#include <CLI/CLI.hpp>
+
+#include "launch/verb.hpp"
+
+int main(int argc, char** argv) {
+  using namespace orrery::launch;
+  // A reader that goes away is an error of the write, not the end of the process.
+  std::signal(SIGPIPE, SIG_IGN);
+
+  CLI::App app("Runs the Cosmos text-to-video model over clusters of NPU cards.", "orrery");
+  VerbContext context;
+  add_global_options(app, context);
+
+  // What one looks at before anything runs.
+  //ADD add_check(app, context);
+  //ADD add_plan(app, context);
+  //ADD add_schema(app, context);
+
+  // One card, one component, no cluster.
+  //ADD add_infer(app, context);
+  //ADD add_synth(app, context);
+
+  add_version(app, context);
+  set_examples(app, {
+      "orrery check configs/clusters/two_nodes.yaml",
+      "orrery plan -f configs/clusters/two_nodes.yaml -f configs/models/cosmos-tiny.yaml --explain",
+      "orrery generate \"a red circle moving right\" -f configs/clusters/two_nodes.yaml -f configs/models/cosmos-tiny.yaml -o video.mp4",
+  });
+  return run_command_line(app, context, argc, argv);
+}
