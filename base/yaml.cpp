@@ -104,7 +104,14 @@ public:
 
   void OnDocumentStart(const YAML::Mark&) override { open_.clear(); }
   void OnDocumentEnd() override {}
-  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override { add(node(mark, YamlNode::Kind::null, anchor, "?")); }
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    auto made = node(mark, YamlNode::Kind::null, anchor, "?");
+    // The word itself is kept: a setting may offer it.
+    if (made.line <= source_->lines.size() && made.column - 1 < source_->lines[made.line - 1].size() &&
+        source_->lines[made.line - 1].compare(made.column - 1, 4, "null") == 0)
+      made.text = "null";
+    add(std::move(made));
+  }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
     auto made = node(mark, YamlNode::Kind::null, YAML::NullAnchor, "?");
     complain(made, "E106", "aliases are not allowed", "write the value out");

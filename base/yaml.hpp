@@ -65,7 +65,7 @@ struct YamlEntry;
 struct YamlNode {
   enum class Kind : std::uint8_t { null, scalar, sequence, map };
   Kind kind = Kind::null;
-  std::string text;     // Of a scalar.
+  std::string text;     // Of a scalar; "null" when that word is written.
   bool quoted = false;  // A scalar in quotes or a block scalar: always text.
   std::uint32_t line = 0, column = 0, end_column = 0;
   std::vector<YamlNode> items;     // Of a sequence.

@@ -238,7 +238,7 @@ bool read_whole(const YamlNode& node, const std::string& path, std::int64_t leas
 }
 
 bool read_choice(const YamlNode& node, const std::string& path, const std::vector<std::string>& words, std::size_t& into, YamlReader& reader) {
-  if (!expect_scalar(node, path, "one of a few words", reader)) return false;
+  if (!(node.is_null() && node.text == "null") && !expect_scalar(node, path, "one of a few words", reader)) return false;
   const auto found = std::find(words.begin(), words.end(), node.text);
   if (found == words.end()) {
     std::string known;

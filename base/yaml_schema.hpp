@@ -119,6 +119,9 @@ Value<E> choice(std::vector<std::pair<std::string, E>> table) {
   for (const auto& row : table) words.push_back(row.first);
   for (const auto& word : words) value.type += (value.type.empty() ? "`" : " \\| `") + word + "`";
   value.json = {{"enum", words}};
+  // Without quotes, YAML's `null` is no text.
+  for (const auto& word : words)
+    if (word == "null") value.json["enum"].push_back(nullptr);
   value.text = [table](const E& one) {
     for (const auto& row : table)
       if (row.second == one) return row.first;
