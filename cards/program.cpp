@@ -34,6 +34,7 @@ std::string_view name_of(Op op) {
     case Op::scale_noise: return "scale_noise";
     case Op::euler_step: return "euler_step";
     case Op::to_decoder: return "to_decoder";
+    case Op::take_frame: return "take_frame";
     case Op::channels_last: return "channels_last";
     case Op::channels_first: return "channels_first";
     case Op::conv_spatial: return "conv_spatial";
@@ -405,6 +406,12 @@ public:
         expect(weight(0).columns() == last(in(0)) * (c.op == Op::conv_spatial ? 9 : 3), "weight columns", weight(0).columns(),
                last(in(0)) * (c.op == Op::conv_spatial ? 9 : 3));
         expect(size(weight(1)) == weight(0).rows(), "bias length", size(weight(1)), weight(0).rows());
+        break;
+      case Op::take_frame:
+        if (!arity(1, 1, 1, 0, 0)) break;
+        rank(in(0), 4);
+        if (!problem_.empty()) break;
+        expect(count(out(0)) * extent(in(0), 0) == count(in(0)), "output elements", count(out(0)), count(in(0)) / std::max<std::uint64_t>(extent(in(0), 0), 1));
         break;
       case Op::temporal_attention:
         if (!arity(3, 5, 1, 0, 0)) break;

@@ -87,6 +87,7 @@ enum class Op : std::uint8_t {
   to_decoder,           // in z f32[C,T,H,W]  w [vector[C*frames_max] mean] [vector std]  out f32[C,T,H,W] = z std / sigma_data + mean;
                         //   attrs sigma_data, frames_max (columns of the [C][frames_max] tables)
   // --- video autoencoder -------------------------------------------------------------------------------
+  take_frame,        // in x[T,H,W,C]  out y[1,H,W,C] = frame number scalar latent_frame
   channels_last,     // in f32[C,T,H,W]  out [T,H,W,C]
   channels_first,    // in [T,H,W,C]  out f32[C,T,H,W]
   conv_spatial,      // in x[T,H,W,K]  w conv matrix[N, 3*3*K], vector bias  out y[T,H',W',N]; attr stride 1: zero pad 1 on
@@ -94,8 +95,8 @@ enum class Op : std::uint8_t {
   conv_temporal,     // in x[T,H,W,K] [history]  w conv matrix[N, 3*K], vector bias  out y[T',H,W,N]; causal; attr stride.
                      //   stride 1: two copies of the first frame stand before it, or the two frames in the state slot
                      //   `history`[2,H,W,K] when attr first = 0; history is rewritten with the last two frames.
-                     //   stride 2 (encoder): ONE copy of the first frame stands before x and x's own pairing rule of the
-                     //   specification applies (cosmos-model 4.2 Downsample); no history.
+                     //   stride 2 (encoder): y[t] sees x[2t-2], x[2t-1], x[2t], where frames before the first are copies of it;
+                     //   T' = (T-1)/2 + 1; no history.
   temporal_attention,  // in q[T,H,W,C] k v [k_cache v_cache state [Tmax,H,W,C]]  out o; per pixel, causal along T; attr scale.
                        //   With caches: frames are appended at scalar latent_frame, attention sees 0..latent_frame+t.
   avg_pool_spatial,    // in x[T,H,W,C]  out [T,floor((H+1)/2),floor((W+1)/2),C] of x zero-padded right and below by 1
