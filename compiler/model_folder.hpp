@@ -57,7 +57,6 @@ struct TextEncoderConfig {
   std::uint64_t buckets = 32;
   std::uint64_t max_distance = 128;
   double eps = 1e-6;
-  std::string embedding_tensor = "shared.weight";
 };
 
 /// AutoencoderKLCosmos.

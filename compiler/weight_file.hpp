@@ -43,6 +43,7 @@ public:
   static Result<std::shared_ptr<const WeightFiles>> open_folder(const std::string& folder);
   static Result<std::shared_ptr<const WeightFiles>> open_file(const std::string& path);
 
+  /// A tied table may be stored under either of its names: "shared.weight", "encoder.embed_tokens.weight".
   Result<TensorView> tensor(const std::string& name) const override;
   void release(std::span<const std::byte> part) const override;
 
