@@ -28,7 +28,7 @@ struct PlannedCard {
   std::uint32_t index = 0;   // Within the node.
   std::string type;          // Card profile.
   std::uint64_t memory_bytes = 0;
-  double relative_compute = 1;  // To the slowest card's compute rate.
+  double relative_compute = 1;  // To the slowest card's effective compute rate.
   std::uint32_t threads = 1;    // For backend cpu.
 };
 
@@ -90,13 +90,24 @@ struct Plan {
   std::vector<MemoryBill> bills;     // One per card.
   std::vector<LinkLoad> links;
   std::vector<PredictedStage> predicted;
+  std::uint32_t steps = 1;             // Denoising steps that the prediction counts.
   double predicted_video_seconds = 0;
+  /// No plan for these cards and this work can be faster: perfect sharing, free exchange.
+  double lower_bound_seconds = 0;
+  /// Whether every placement was compared (small clusters), not only the candidates of planner.cpp.
+  bool exhaustive = false;
   std::vector<RejectedPlan> rejected;
 
   /// Everything that decides the placement (not the predictions), as canonical text; hashed by `digest`.
   std::string canonical() const;
   /// First 16 hex digits of SHA-256 of `canonical()`, as a number.
   std::uint64_t digest() const;
+
+  /// The stage of a kind, or null.
+  const PlannedStage* stage(StageKind kind) const;
+  const PredictedStage* prediction(StageKind kind) const;
+  /// "n1:0".
+  std::string card_name(std::uint32_t card) const;
 };
 
 }  // namespace orrery::topology
