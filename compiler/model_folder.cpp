@@ -388,7 +388,9 @@ Result<ModelFolder> open_model_folder(const std::string& path) {
 }
 
 Result<std::shared_ptr<const WeightFiles>> open_weights(const ModelFolder& folder, const std::string& component) {
-  return WeightFiles::open_folder(folder.component_path(component));
+  ORRERY_TRY(files, WeightFiles::open_folder(folder.component_path(component)));
+  if (component != "vae" || !folder.codec || folder.codec->latents_mean.empty()) return files;
+  return files->with_numbers("latents_mean", folder.codec->latents_mean)->with_numbers("latents_std", folder.codec->latents_std);
 }
 
 }  // namespace orrery::compiler

@@ -120,7 +120,8 @@ Result<CodecConfig> read_codec_config(const std::string& file);
 Result<SchedulerConfig> read_scheduler_config(const std::string& file);
 Result<GenerationConfig> read_generation_config(const std::string& file);
 
-/// The weights of "transformer", "text_encoder" or "vae".
+/// The weights of "transformer", "text_encoder" or "vae"; the latter with latents_mean and latents_std of its config,
+/// unless they are null, as tensors of those names.
 Result<std::shared_ptr<const WeightFiles>> open_weights(const ModelFolder& folder, const std::string& component);
 
 }  // namespace orrery::compiler

@@ -177,7 +177,16 @@ Result<std::shared_ptr<const WeightFiles>> WeightFiles::open_folder(const std::s
                "expected diffusion_pytorch_model.safetensors, model.safetensors, or their index.json"};
 }
 
+std::shared_ptr<const WeightFiles> WeightFiles::with_numbers(const std::string& name, std::span<const float> numbers) const {
+  auto more = std::make_shared<WeightFiles>(*this);
+  auto tensor = std::make_shared<Tensor>(DType::f32, Shape{numbers.size()});
+  std::copy(numbers.begin(), numbers.end(), tensor->as<float>().begin());
+  more->numbers_[name] = std::move(tensor);
+  return more;
+}
+
 Result<TensorView> WeightFiles::tensor(const std::string& name) const {
+  if (const auto number = numbers_.find(name); number != numbers_.end()) return number->second->view();
   auto found = where_.find(name);
   if (found == where_.end() && name == "shared.weight") found = where_.find("encoder.embed_tokens.weight");
   if (found == where_.end())

@@ -10,6 +10,7 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,10 @@ public:
   static Result<std::shared_ptr<const WeightFiles>> open_folder(const std::string& folder);
   static Result<std::shared_ptr<const WeightFiles>> open_file(const std::string& path);
 
+  /// The same files and a small f32 tensor more, whose numbers stand elsewhere in the model folder (latents_mean of
+  /// vae/config.json); kept in memory.
+  std::shared_ptr<const WeightFiles> with_numbers(const std::string& name, std::span<const float> numbers) const;
+
   /// A tied table may be stored under either of its names: "shared.weight", "encoder.embed_tokens.weight".
   Result<TensorView> tensor(const std::string& name) const override;
   void release(std::span<const std::byte> part) const override;
@@ -55,6 +60,7 @@ private:
   std::string place_;  // Folder or file, for messages.
   std::vector<TensorFile> files_;
   std::map<std::string, std::size_t> where_;
+  std::map<std::string, std::shared_ptr<const Tensor>> numbers_;
 };
 
 /// Writes a file whole or not at all; data starts 64-byte aligned. Fails with io_failed.
