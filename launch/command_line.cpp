@@ -13,7 +13,6 @@
 #include "base/file.hpp"
 #include "base/log.hpp"
 #include "base/yaml.hpp"
-#include "launch/paths.hpp"
 #include "launch/verb.hpp"
 #include "launch/version.hpp"
 
@@ -149,9 +148,6 @@ void add_config_options(CLI::App& verb, ConfigArguments& arguments, bool files_r
                     ->allow_extra_args(false)
                     ->envname("ORRERY_FILES")
                     ->delimiter(':');
-  files->each([&arguments](const std::string&) {
-    if (!arguments.files.empty()) arguments.files.back() = resolve_config_path(arguments.files.back());
-  });
   if (files_required) files->required();
   verb.add_option("--set", arguments.settings, "Change one value, e.g. spec.parallelism.tensor=2; repeatable, last wins")
       ->type_name("PATH=VALUE")

@@ -18,9 +18,9 @@ int main(int argc, char** argv) {
   add_global_options(app, context);
 
   // What one looks at before anything runs.
-  //ADD add_check(app, context);
+  add_check(app, context);
   //ADD add_plan(app, context);
-  //ADD add_schema(app, context);
+  add_schema(app, context);
 
   // One card, one component, no cluster.
   //ADD add_infer(app, context);
