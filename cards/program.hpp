@@ -98,7 +98,8 @@ enum class Op : std::uint8_t {
                      //   stride 2 (encoder): y[t] sees x[2t-2], x[2t-1], x[2t], where frames before the first are copies of it;
                      //   T' = (T-1)/2 + 1; no history.
   temporal_attention,  // in q[T,H,W,C] k v [k_cache v_cache state [Tmax,H,W,C]]  out o; per pixel, causal along T; attr scale.
-                       //   With caches: frames are appended at scalar latent_frame, attention sees 0..latent_frame+t.
+                       //   With caches: frames are appended (at 0 when scalar latent_frame is 0, else at 1 + (latent_frame - 1) T),
+                       //   and attention sees all up to its own.
   avg_pool_spatial,    // in x[T,H,W,C]  out [T,floor((H+1)/2),floor((W+1)/2),C] of x zero-padded right and below by 1
   avg_pool_temporal,   // in x[T,H,W,C]  out pairs averaged after one copy of the first frame was put before
   repeat_temporal,     // in x[T,..]  out every frame twice; attr drop = frames dropped at the start (1 or 0)

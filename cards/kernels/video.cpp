@@ -264,11 +264,13 @@ Status temporal_attention(const Call& call) {
   const auto frame_elements = size.pixels() * size.channels;
   std::uint64_t earlier = 0;  // Frames already in the caches.
   if (call.inputs.size() == 5) {
-    const double at = call.scalar(Scalar::latent_frame);
-    ORRERY_OPERANDS(at >= 0 && at + static_cast<double>(size.frames) <= static_cast<double>(call.inputs[3].extent(0)));
+    // The first latent frame is one frame here, each later one as many as this call has.
+    const double latent_frame = call.scalar(Scalar::latent_frame);
+    ORRERY_OPERANDS(latent_frame >= 0 && latent_frame <= static_cast<double>(call.inputs[3].extent(0)));
+    if (latent_frame >= 1) earlier = 1 + (static_cast<std::uint64_t>(latent_frame) - 1) * size.frames;
+    ORRERY_OPERANDS(earlier + size.frames <= call.inputs[3].extent(0));
     ORRERY_OPERANDS(call.inputs[3].count() == call.inputs[3].extent(0) * frame_elements && *call.inputs[3].shape == *call.inputs[4].shape);
     ORRERY_OPERANDS(call.inputs[3].dtype == keys.dtype && call.inputs[4].dtype == values.dtype);
-    earlier = static_cast<std::uint64_t>(at);
     const auto bytes = frame_elements * size_of(keys.dtype);
     std::memcpy(call.inputs[3].data + earlier * bytes, keys.data, size.frames * bytes);
     const auto value_bytes = frame_elements * size_of(values.dtype);
