@@ -37,8 +37,9 @@ public:
   T* take_of(std::uint64_t count) {
     return reinterpret_cast<T*>(take(count * sizeof(T)));
   }
-  /// Starts the next tile: everything taken is free again.
-  void reset() { used_ = 0; }
+  /// Everything taken since `mark()` is free again.
+  std::size_t mark() const { return used_; }
+  void release(std::size_t mark) { used_ = mark; }
 
 private:
   struct alignas(64) Line {
@@ -123,6 +124,12 @@ void product(ThreadPool& pool, const PackedMatrix& matrix, std::uint64_t rows, c
 /// The same for x that lies in memory as compact [rows, K] of f32 or bf16.
 void product_of_rows(ThreadPool& pool, const PackedMatrix& matrix, std::uint64_t rows, const std::byte* x,
                      DType x_dtype, const ProductOutput& output);
+/// One x, several matrices of the same K and dtype, each with its output.
+void products_of_rows(ThreadPool& pool, std::span<const PackedMatrix* const> matrices, std::uint64_t rows,
+                      const std::byte* x, DType x_dtype, std::span<const ProductOutput> outputs);
+/// Rows [row, row + count) of compact x[.., K] as a tile for `multiply`: x itself, or converted and padded in scratch.
+const std::byte* tile_of_rows(const std::byte* x, DType x_dtype, std::uint64_t K, DType dtype, std::uint64_t row,
+                              std::uint32_t count, Scratch& scratch);
 /// One block of a tile: adds bias, activates, rounds and writes `rows` rows of acc[][columns] to columns
 /// [first_column, first_column + columns) of rows `row`...
 void finish_tile(const float* acc, std::uint32_t rows, std::uint32_t columns, const ProductOutput& output,
@@ -188,5 +195,7 @@ Kernel video_kernel_of(Op op);
 
 /// "avx512", "avx2" or "sse2": the instruction set of our own kernels in this process.
 std::string_view kernel_instruction_set();
+/// "oneDNN 2.6.3".
+std::string product_library();
 
 }  // namespace orrery::cards

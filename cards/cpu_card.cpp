@@ -1,0 +1,160 @@
+#include "cards/cpu_card.hpp"
+
+#include <algorithm>
+
+namespace orrery::cards {
+namespace {
+
+/// Whether programs for `wanted` may run on weights loaded as `loaded`.
+bool same_weights(const WeightSet& wanted, const WeightSet& loaded) {
+  if (&wanted == &loaded) return true;
+  return std::equal(wanted.weights.begin(), wanted.weights.end(), loaded.weights.begin(), loaded.weights.end(),
+                    [](const WeightSpec& a, const WeightSpec& b) {
+                      return a.tensor == b.tensor && a.form == b.form && a.dtype == b.dtype && a.shape == b.shape &&
+                             a.row_begin == b.row_begin && a.row_end == b.row_end && a.column_begin == b.column_begin &&
+                             a.column_end == b.column_end;
+                    });
+}
+
+/// Every number in the programs points at something; kernels check shapes themselves.
+Status check_references(const ProgramSet& set, std::size_t weight_count) {
+  const auto lane_bytes = set.lane_bytes();
+  for (const auto& slot : set.slots) {
+    const auto bytes = checked_bytes(slot.shape, slot.dtype);
+    if (!bytes.has_value() || slot.offset % 64 != 0 || slot.offset > lane_bytes || *bytes > lane_bytes - slot.offset)
+      return Error{ErrorCode::internal, "slot " + slot.name + " of " + set.component + " does not lie in its lane"};
+  }
+  for (const auto& program : set.programs)
+    for (const auto& command : program.commands) {
+      const auto inside = [&](const std::vector<SlotId>& slots) {
+        return std::all_of(slots.begin(), slots.end(), [&](SlotId slot) { return slot < set.slots.size(); });
+      };
+      if (!inside(command.inputs) || !inside(command.outputs) ||
+          !std::all_of(command.weights.begin(), command.weights.end(), [&](WeightId id) { return id < weight_count; }))
+        return Error{ErrorCode::internal, "command " + command.label + " of " + set.component + " names what does not exist"};
+    }
+  return Done{};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Card>> CpuCard::create(const CardOptions& options) {
+  if (options.threads == 0 || options.threads > 1024)
+    return Error{ErrorCode::invalid_config,
+                 "card " + options.name + " asks for " + std::to_string(options.threads) + " threads", "use 1 to 1024"};
+  ORRERY_TRY(memory, DeviceMemory::create(options.name, options.memory_bytes));
+  return std::unique_ptr<Card>(new CpuCard(options, std::move(memory)));
+}
+
+CpuCard::CpuCard(const CardOptions& options, std::unique_ptr<DeviceMemory> memory)
+    : options_(options), memory_(std::move(memory)), pool_(options.threads) {}
+
+CardUse CpuCard::use() const {
+  CardUse use;
+  use.budget = memory_->budget();
+  use.high_water = memory_->high_water();
+  const auto used = memory_->used();
+  use.lanes = std::min(used, lane_bytes_.load());
+  use.weights = used - use.lanes;
+  return use;
+}
+
+Status CpuCard::load_weights(std::shared_ptr<const WeightSet> weights, const WeightSource& source,
+                             const std::function<bool(std::uint64_t bytes_done)>& progress) {
+  drop_weights(weights->component);  // Old and new together would rarely fit.
+  const auto component = weights->component;
+  ORRERY_TRY(loaded, load(std::move(weights), source, *memory_, progress));
+  const std::lock_guard lock(mutex_);
+  weights_[component] = std::move(loaded);
+  return Done{};
+}
+
+void CpuCard::drop_weights(const std::string& component) {
+  std::shared_ptr<const LoadedWeights> dropped;  // Freed outside the lock.
+  const std::lock_guard lock(mutex_);
+  const auto found = weights_.find(component);
+  if (found == weights_.end()) return;
+  dropped = std::move(found->second);
+  weights_.erase(found);
+}
+
+Result<LaneId> CpuCard::open_lane(std::shared_ptr<const ProgramSet> programs) {
+  auto lane = std::make_shared<Lane>();
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = weights_.find(programs->component);
+    if (found == weights_.end())
+      return Error{ErrorCode::not_found, "card " + options_.name + " has no weights of " + programs->component};
+    lane->weights = found->second;
+  }
+  if (programs->weights != nullptr && !same_weights(*programs->weights, *lane->weights->set))
+    return Error{ErrorCode::internal, "card " + options_.name + " holds other slices of " + programs->component +
+                                          " than its programs were made for"};
+  ORRERY_TRY_DONE(check_references(*programs, lane->weights->weights.size()));
+  ORRERY_TRY(block, memory_->reserve(programs->lane_bytes(), "a request of " + programs->component));
+  lane->block = std::move(block);
+  for (const auto& slot : programs->slots)
+    lane->operands.push_back({lane->block.bytes().data() + slot.offset, slot.dtype, &slot.shape});
+  lane->programs = std::move(programs);
+  lane_bytes_ += lane->block.bytes().size();
+  const std::lock_guard lock(mutex_);
+  const auto id = next_lane_++;
+  lanes_.emplace(id, std::move(lane));
+  return id;
+}
+
+void CpuCard::close_lane(LaneId lane) {
+  std::shared_ptr<Lane> closed;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = lanes_.find(lane);
+    if (found == lanes_.end()) return;
+    closed = std::move(found->second);
+    lanes_.erase(found);
+  }
+  lane_bytes_ -= closed->block.bytes().size();
+}
+
+std::shared_ptr<CpuCard::Lane> CpuCard::lane_of(LaneId lane) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = lanes_.find(lane);
+  return found == lanes_.end() ? nullptr : found->second;
+}
+
+std::span<std::byte> CpuCard::memory(LaneId lane, SlotId slot) {
+  const auto open = lane_of(lane);
+  ORRERY_CHECK(open != nullptr && slot < open->operands.size());
+  return {open->operands[slot].data, open->programs->slots[slot].bytes()};
+}
+
+Status CpuCard::run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) {
+  const auto open = lane_of(lane);
+  if (open == nullptr)
+    return Error{ErrorCode::internal, "card " + options_.name + " has no lane " + std::to_string(lane)};
+  if (program >= open->programs->programs.size() || begin > end ||
+      end > open->programs->programs[program].commands.size())
+    return Error{ErrorCode::internal, "card " + options_.name + ": commands " + std::to_string(begin) + " to " +
+                                          std::to_string(end) + " of program " + std::to_string(program) + " do not exist"};
+  std::vector<Operand> inputs, outputs;
+  std::vector<Weight> weights;
+  for (auto i = begin; i < end; ++i) {
+    const auto& command = open->programs->programs[program].commands[i];
+    const auto kernel = kernel_of(command.op);
+    if (kernel == nullptr)
+      return Error{ErrorCode::internal, "command " + command.label + " (" + std::string(name_of(command.op)) +
+                                            ") is not for a card to run"};
+    inputs.clear();
+    outputs.clear();
+    weights.clear();
+    for (const auto slot : command.inputs) inputs.push_back(open->operands[slot]);
+    for (const auto slot : command.outputs) outputs.push_back(open->operands[slot]);
+    for (const auto id : command.weights) weights.push_back(open->weights->weights[id]);
+    const std::lock_guard turn(command_mutex_);
+    ORRERY_TRY_DONE(kernel({command, inputs, outputs, weights, scalars, pool_}));
+  }
+  return Done{};
+}
+
+Result<std::unique_ptr<Card>> make_cpu_card(const CardOptions& options) { return CpuCard::create(options); }
+
+}  // namespace orrery::cards

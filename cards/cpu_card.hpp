@@ -1,0 +1,61 @@
+// A card of this machine's cores: real arithmetic, card memory with a hard budget.
+//
+//   load_weights ──▶ LoadedWeights (weight_loader.hpp) ┐
+//   open_lane ─────▶ lane memory, operands resolved    ├─▶ run: kernel_of(op) on the thread pool
+//                                                      ┘
+// Commands of different lanes take turns on the pool, one command at a time: a lane that waits for a neighbour
+// holds nothing. Weights stay until nobody uses them: a component that is replaced or dropped while lanes are
+// open keeps its memory until these are closed.
+
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "cards/card.hpp"
+#include "cards/device_memory.hpp"
+#include "cards/kernels/kernels.hpp"
+#include "cards/weight_loader.hpp"
+
+namespace orrery::cards {
+
+class CpuCard final : public Card {
+public:
+  /// Fails with io_failed (address space) or invalid_config (no memory, no threads).
+  static Result<std::unique_ptr<Card>> create(const CardOptions& options);
+
+  const CardOptions& options() const override { return options_; }
+  CardUse use() const override;
+  Status load_weights(std::shared_ptr<const WeightSet> weights, const WeightSource& source,
+                      const std::function<bool(std::uint64_t bytes_done)>& progress) override;
+  void drop_weights(const std::string& component) override;
+  Result<LaneId> open_lane(std::shared_ptr<const ProgramSet> programs) override;
+  void close_lane(LaneId lane) override;
+  std::span<std::byte> memory(LaneId lane, SlotId slot) override;
+  Status run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) override;
+
+private:
+  struct Lane {
+    std::shared_ptr<const ProgramSet> programs;
+    std::shared_ptr<const LoadedWeights> weights;
+    DeviceMemory::Block block;
+    std::vector<Operand> operands;  // One per slot.
+  };
+
+  CpuCard(const CardOptions& options, std::unique_ptr<DeviceMemory> memory);
+  std::shared_ptr<Lane> lane_of(LaneId lane) const;
+
+  const CardOptions options_;
+  const std::unique_ptr<DeviceMemory> memory_;  // Outlives everything that lies in it.
+  mutable std::mutex mutex_;                    // Guards the tables below.
+  std::map<std::string, std::shared_ptr<const LoadedWeights>> weights_;
+  std::map<LaneId, std::shared_ptr<Lane>> lanes_;
+  LaneId next_lane_ = 1;
+  std::atomic<std::uint64_t> lane_bytes_{0};
+  std::mutex command_mutex_;  // Held while a command runs.
+  ThreadPool pool_;
+};
+
+}  // namespace orrery::cards
