@@ -13,8 +13,8 @@
 // Memory. Bytes that arrived and were not yet let go count against the sender's window. A full window stops
 // the sender; nothing is lost. So that a full window never blocks the message that someone waits for, the
 // window grows while a receive waits for that peer (or an endpoint is subscribed), up to `unclaimed_bytes_max`;
-// at that limit the waiter fails with pool_exhausted, which names the numbers. Hence: whoever waits either gets
-// its message, or an error; two processes never wait for each other's credit.
+// a waiter whose deadline passes at that limit fails with pool_exhausted, which names the numbers. Hence: below
+// the limit two processes never wait for each other's credit.
 //
 // See also: channel.hpp, transport.hpp; README.md, "The life of a shard".
 
@@ -30,6 +30,7 @@
 #include "base/buffer.hpp"
 #include "base/clock.hpp"
 #include "base/result.hpp"
+#include "protocol/channel.hpp"
 #include "protocol/message.hpp"
 #include "protocol/transport.hpp"
 
@@ -48,20 +49,6 @@ struct ExchangeOptions {
   Duration probe_after = std::chrono::milliseconds(100);        // Silence of a peer that someone waits for.
   /// false: the owner calls `tick` (simulation, tests); else a thread of this class does.
   bool own_timer = true;
-};
-
-/// Traffic with one peer since start.
-struct PeerStatistics {
-  std::uint64_t frames_sent = 0;       // Data frames, first transmissions.
-  std::uint64_t bytes_sent = 0;        // Their payloads.
-  std::uint64_t frames_resent = 0;
-  std::uint64_t frames_received = 0;   // Data frames that were used.
-  std::uint64_t bytes_received = 0;
-  std::uint64_t frames_duplicate = 0;  // Arrived again; dropped.
-  std::uint64_t frames_bad = 0;        // Failed a check; dropped, and resent by the peer.
-  std::uint64_t frames_stale = 0;      // Of a former epoch or life; dropped.
-  std::uint64_t unclaimed_bytes = 0;   // Now: received, not yet let go.
-  std::uint64_t unacked_bytes = 0;     // Now: sent or queued, not yet acked.
 };
 
 struct ExchangeStatistics {
@@ -99,8 +86,9 @@ public:
   Status send(const MessageKey& key, DType dtype, Shape shape, Shard bytes);
 
   /// Waits for a message; each is received once. Fails with timed_out at `deadline` ("card 3 did not deliver
-  /// op 17 of step 12, request 4; last heard 240 ms ago"), and at once with stale_epoch, cancelled (forget),
-  /// the source's sticky error, pool_exhausted (see above), or out_of_step if another thread waits for the same.
+  /// op 17 of step 12, request 4; last heard 240 ms ago") or then with pool_exhausted (see above); at once with
+  /// stale_epoch, cancelled (forget), the source's sticky error, not_found (no route), or out_of_step if another
+  /// thread waits for the same message.
   Result<Message> receive(const MessageKey& key, Time deadline);
   /// The message if it is complete already; nothing otherwise.
   std::optional<Message> try_receive(const MessageKey& key);

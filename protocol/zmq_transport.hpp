@@ -5,7 +5,8 @@
 //   queues, eventfd ──▶ DEALER (one per peer)┘
 //
 // One thread owns all sockets. `send` puts the frame into the peer's bounded queue and rings an eventfd. The
-// payload is not copied on either side: ZeroMQ reads the Shard's memory and lets go of it; a received message
+// payload is not copied on either side (but for received ones of at most 8 KiB): ZeroMQ reads the Shard's memory
+// and lets go of it; a received message
 // is kept alive by the Shard that shows its bytes.
 //
 // Does not: authenticate (bind to loopback, or to a network whose hosts you trust), order control before bulk.
@@ -26,7 +27,7 @@ struct ZmqOptions {
   std::string bind = "tcp://127.0.0.1:0";
   /// What peers are told instead of a wildcard or private bind address ("tcp://node1"); the port is appended.
   /// Empty: the bind address.
-  std::string advertise;
+  std::string advertise = {};
   std::uint64_t payload_bytes_max = std::uint64_t{16} << 20;  // Longer parts end the sender's connection.
   std::uint32_t queue_frames = 16;                            // Per peer, in our queue and again in ZeroMQ's.
 };

@@ -1,0 +1,451 @@
+#include "protocol/zmq_transport.hpp"
+
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <charconv>
+#include <deque>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include <zmq.hpp>
+
+#include "base/log.hpp"
+
+namespace orrery::protocol {
+namespace {
+
+constexpr std::string_view tcp_scheme = "tcp://";
+constexpr std::string_view ipc_scheme = "ipc://";
+// Received in one go before queues are looked at again.
+constexpr int receive_batch = 64;
+// ZeroMQ's own; messages that fit into it are not read straight into memory of their own.
+constexpr std::size_t receive_buffer_bytes = 8192;
+
+// A DEALER presents itself to the other side's ROUTER as 'P' and its process number, big endian.
+std::string routing_id_of(PeerId peer) {
+  std::string id = "P";
+  for (int shift = 24; shift >= 0; shift -= 8) id += static_cast<char>(peer >> shift & 0xff);
+  return id;
+}
+
+std::optional<PeerId> peer_of(const zmq::message_t& id) {
+  const auto* bytes = id.data<unsigned char>();
+  if (id.size() != 5 || bytes[0] != 'P') return std::nullopt;
+  return PeerId{bytes[1]} << 24 | PeerId{bytes[2]} << 16 | PeerId{bytes[3]} << 8 | PeerId{bytes[4]};
+}
+
+Error unreadable(const std::string& address) {
+  return Error{ErrorCode::invalid_config, "'" + address + "' is not an address of the data plane",
+               "write tcp://HOST:PORT or ipc:///PATH"};
+}
+
+// The syntax only; names are looked up when connecting.
+Status check_address(const std::string& address, bool port_may_be_zero) {
+  if (address.starts_with(ipc_scheme)) {
+    const auto path = address.substr(ipc_scheme.size());
+    if (path.empty() || path[0] != '/') return unreadable(address);
+    if (path.size() >= sizeof(sockaddr_un::sun_path))
+      return Error{ErrorCode::invalid_config, "'" + address + "' is too long for a socket file",
+                   "the system allows " + std::to_string(sizeof(sockaddr_un::sun_path) - 1) + " characters"};
+    return Done{};
+  }
+  const auto colon = address.rfind(':');
+  if (!address.starts_with(tcp_scheme) || colon <= tcp_scheme.size()) return unreadable(address);
+  const auto digits = std::string_view(address).substr(colon + 1);
+  unsigned port = 0;
+  const auto [end, problem] = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  if (problem != std::errc{} || end != digits.data() + digits.size() || port > 65535 || (port == 0 && !port_may_be_zero))
+    return unreadable(address);
+  return Done{};
+}
+
+// ZeroMQ replaces a socket file without asking, even one that is in use.
+Status check_socket_file(const std::string& path) {
+  const auto folder = std::filesystem::path(path).parent_path().string();
+  struct stat facts {};
+  if (::stat(folder.c_str(), &facts) != 0 || !S_ISDIR(facts.st_mode))
+    return Error{ErrorCode::io_failed, "the folder " + folder + " for a socket does not exist"};
+  if (facts.st_uid != ::geteuid() || (facts.st_mode & 077) != 0)
+    return Error{ErrorCode::invalid_config, "others can enter " + folder + ", so a socket there is not private",
+                 "chmod 700 " + folder};
+  const int probe = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (probe < 0) return Error{ErrorCode::io_failed, "no more sockets can be opened"};
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  path.copy(name.sun_path, sizeof name.sun_path - 1);
+  const bool answered = ::connect(probe, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0;
+  ::close(probe);
+  if (answered) return Error{ErrorCode::port_in_use, "ipc://" + path + " is in use by another program"};
+  return Done{};
+}
+
+void release_shard(void*, void* shard) { delete static_cast<Shard*>(shard); }
+
+// ZeroMQ reads the Shard's memory and lets go of it on one of its threads.
+zmq::message_t lend(Shard payload) {
+  if (payload.size() == 0) return {};
+  auto* owner = new Shard(std::move(payload));
+  // The interface is not const-correct; sending only reads.
+  return {const_cast<std::byte*>(owner->bytes().data()), owner->bytes().size(), &release_shard, owner};
+}
+
+struct QueuedFrame {
+  HeaderBytes header;
+  Shard payload;
+};
+
+// What other threads may touch, under the lock.
+struct Outbox {
+  std::deque<QueuedFrame> frames;
+  bool refused = false;
+};
+
+struct Command {
+  PeerId peer = 0;
+  std::string connect;  // Empty: remove.
+};
+
+// What only the pump thread touches.
+struct Link {
+  std::string address;
+  zmq::socket_t dealer;
+  zmq::socket_t monitor;
+  bool blocked = false;      // ZeroMQ's queue is full, or nobody is connected.
+  bool header_sent = false;  // Of the frame at the front.
+};
+
+class ZmqTransport final : public Transport {
+public:
+  explicit ZmqTransport(const ZmqOptions& options) : options_(options) {}
+
+  ~ZmqTransport() override { close(); }
+
+  Status open() {
+    ORRERY_TRY_DONE(check_address(options_.bind, true));
+    if (options_.bind.starts_with(ipc_scheme)) {
+      socket_file_ = options_.bind.substr(ipc_scheme.size());
+      if (const auto status = check_socket_file(socket_file_); !status.ok()) {
+        socket_file_.clear();
+        return status;
+      }
+    }
+    wake_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (wake_ < 0) return Error{ErrorCode::io_failed, "no more file descriptors can be opened"};
+    try {
+      context_.emplace(1);
+      context_->set(zmq::ctxopt::max_sockets, 4096);
+      router_ = zmq::socket_t(*context_, zmq::socket_type::router);
+      set_common(router_);
+      router_.set(zmq::sockopt::router_mandatory, true);
+      router_.set(zmq::sockopt::router_handover, true);  // A restarted peer takes its own place.
+      router_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(options_.payload_bytes_max));
+      router_.set(zmq::sockopt::ipv6, options_.bind.find('[') != std::string::npos);
+      router_.bind(options_.bind);
+      address_ = router_.get(zmq::sockopt::last_endpoint);
+    } catch (const zmq::error_t& error) {
+      if (error.num() == EADDRINUSE)
+        return Error{ErrorCode::port_in_use, options_.bind + " is in use by another program",
+                     "choose another port, or port 0 for any free one"};
+      return Error{error.num() == EINVAL ? ErrorCode::invalid_config : ErrorCode::io_failed,
+                   "cannot listen at " + options_.bind + ": " + error.what()};
+    }
+    if (!options_.advertise.empty() && address_.starts_with(tcp_scheme))
+      address_ = options_.advertise + address_.substr(address_.rfind(':'));
+    return Done{};
+  }
+
+  void start(TransportHandlers handlers) override {
+    handlers_ = std::move(handlers);
+    thread_ = std::thread([this] { pump(); });
+  }
+
+  void close() override {
+    {
+      const std::lock_guard lock(mutex_);
+      if (stop_) return;
+      stop_ = true;  // From here on nobody else rings.
+      if (wake_ >= 0) ring();
+    }
+    if (thread_.joinable()) thread_.join();
+    router_ = {};
+    context_.reset();  // Waits until ZeroMQ has let go of every payload.
+    std::map<PeerId, Outbox> dropped;
+    {
+      const std::lock_guard lock(mutex_);
+      dropped.swap(outboxes_);
+      if (wake_ >= 0) ::close(wake_);
+      wake_ = -1;
+    }
+    if (!socket_file_.empty()) ::unlink(socket_file_.c_str());
+  }
+
+  PeerId self() const override { return options_.self; }
+  std::string address() const override { return address_; }
+
+  Status add_peer(PeerId peer, const std::string& address) override {
+    ORRERY_TRY_DONE(check_address(address, false));
+    const std::lock_guard lock(mutex_);
+    if (stop_) return Error{ErrorCode::unreachable, "this transport is closed"};
+    outboxes_.try_emplace(peer);
+    commands_.push_back({peer, address});
+    ring();
+    return Done{};
+  }
+
+  void remove_peer(PeerId peer) override {
+    Outbox dropped;
+    const std::lock_guard lock(mutex_);
+    const auto found = outboxes_.find(peer);
+    if (found == outboxes_.end() || stop_) return;
+    // The frames go with the command: the pump may be in the middle of the first one.
+    std::swap(dropped, found->second);
+    outboxes_.erase(found);
+    commands_.push_back({peer, ""});
+    ring();
+  }
+
+  Status send(PeerId peer, const HeaderBytes& header, Shard payload) override {
+    const std::lock_guard lock(mutex_);
+    const auto found = outboxes_.find(peer);
+    if (found == outboxes_.end() || stop_)
+      return Error{ErrorCode::unreachable, "process " + std::to_string(peer) + " is not known"};
+    auto& outbox = found->second;
+    if (outbox.frames.size() >= options_.queue_frames) {
+      outbox.refused = true;
+      return Error{ErrorCode::pool_exhausted, "the queue to process " + std::to_string(peer) + " is full"};
+    }
+    outbox.frames.push_back({header, std::move(payload)});
+    if (outbox.frames.size() == 1) ring();
+    return Done{};
+  }
+
+  TransportStatistics statistics() const override {
+    const std::lock_guard lock(mutex_);
+    return statistics_;
+  }
+
+private:
+  void set_common(zmq::socket_t& socket) const {
+    socket.set(zmq::sockopt::linger, 0);
+    socket.set(zmq::sockopt::sndhwm, static_cast<int>(options_.queue_frames));
+    socket.set(zmq::sockopt::rcvhwm, static_cast<int>(options_.queue_frames));
+    socket.set(zmq::sockopt::handshake_ivl, 2000);
+    socket.set(zmq::sockopt::heartbeat_ivl, 500);
+    socket.set(zmq::sockopt::heartbeat_timeout, 3000);
+    socket.set(zmq::sockopt::heartbeat_ttl, 3000);
+  }
+
+  void ring() const {
+    const std::uint64_t one = 1;
+    // Fails only when the counter is full, and then the thread wakes anyway.
+    [[maybe_unused]] const auto written = ::write(wake_, &one, sizeof one);
+  }
+
+  // --- Below, on the pump thread.
+
+  void pump() {
+    std::map<PeerId, Link> links;
+    std::vector<zmq::pollitem_t> items;
+    std::vector<PeerId> hinted;
+    while (!stop_) {
+      items.clear();
+      items.push_back({router_.handle(), 0, ZMQ_POLLIN, 0});
+      items.push_back({nullptr, wake_, ZMQ_POLLIN, 0});
+      for (auto& [peer, link] : links) {
+        items.push_back({link.monitor.handle(), 0, ZMQ_POLLIN, 0});
+        items.push_back({link.dealer.handle(), 0, static_cast<short>(link.blocked ? ZMQ_POLLOUT : 0), 0});
+      }
+      try {
+        zmq::poll(items, std::chrono::milliseconds(-1));
+        if (items[1].revents) {
+          std::uint64_t count;
+          [[maybe_unused]] const auto bytes = ::read(wake_, &count, sizeof count);
+        }
+        std::size_t item = 2;
+        for (auto& [peer, link] : links) {
+          if (items[item++].revents) read_monitor(peer, link);
+          if (items[item++].revents & ZMQ_POLLOUT) link.blocked = false;
+        }
+        run_commands(links);
+        for (auto& [peer, link] : links)
+          if (!link.blocked) drain(peer, link);
+        if (items[0].revents & ZMQ_POLLIN) receive();
+      } catch (const zmq::error_t& error) {
+        if (error.num() == EINTR) continue;
+        log_event(Level::error, "transport.failed", {{"why", error.what()}});
+        return;
+      }
+    }
+  }
+
+  void run_commands(std::map<PeerId, Link>& links) {
+    std::vector<Command> commands;
+    {
+      const std::lock_guard lock(mutex_);
+      commands.swap(commands_);
+    }
+    for (auto& command : commands) {
+      if (command.connect.empty()) {
+        links.erase(command.peer);
+        continue;
+      }
+      const auto found = links.find(command.peer);
+      if (found != links.end() && found->second.address == command.connect) continue;
+      links.erase(command.peer);
+      try {
+        links.emplace(command.peer, connect(command.connect));
+      } catch (const zmq::error_t& error) {
+        log_event(Level::warn, "peer.unreachable",
+                  {{"peer", command.peer}, {"address", command.connect}, {"why", error.what()}});
+      }
+    }
+  }
+
+  Link connect(const std::string& address) {
+    Link link{.address = address, .dealer = {*context_, zmq::socket_type::dealer},
+              .monitor = {*context_, zmq::socket_type::pair}};
+    set_common(link.dealer);
+    link.dealer.set(zmq::sockopt::routing_id, routing_id_of(options_.self));
+    link.dealer.set(zmq::sockopt::immediate, true);  // Nothing is queued for a peer that is not there.
+    link.dealer.set(zmq::sockopt::connect_timeout, 1000);
+    link.dealer.set(zmq::sockopt::reconnect_ivl, 50);
+    link.dealer.set(zmq::sockopt::reconnect_ivl_max, 1000);
+    link.dealer.set(zmq::sockopt::maxmsgsize, std::int64_t{1024});  // Nobody answers on this socket.
+    const auto name = "inproc://monitor-" + std::to_string(++monitors_);
+    if (zmq_socket_monitor(link.dealer.handle(), name.c_str(), ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0)
+      throw zmq::error_t();
+    link.monitor.set(zmq::sockopt::linger, 0);
+    link.monitor.connect(name);
+    link.dealer.set(zmq::sockopt::ipv6, address.find('[') != std::string::npos);
+    link.dealer.connect(address);
+    return link;
+  }
+
+  void read_monitor(PeerId peer, Link& link) {
+    zmq::message_t event, address;
+    while (link.monitor.recv(event, zmq::recv_flags::dontwait)) {
+      if (event.more()) (void)link.monitor.recv(address, zmq::recv_flags::dontwait);
+      if (event.size() < sizeof(std::uint16_t) || !handlers_.on_hint) continue;
+      std::uint16_t kind;
+      std::memcpy(&kind, event.data(), sizeof kind);
+      if (kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+        link.blocked = false;
+        handlers_.on_hint(peer, PeerHint::up);
+      } else if (kind == ZMQ_EVENT_DISCONNECTED) {
+        handlers_.on_hint(peer, PeerHint::down);
+      }
+    }
+  }
+
+  void drain(PeerId peer, Link& link) {
+    bool writable = false;
+    for (;;) {
+      QueuedFrame frame;
+      {
+        const std::lock_guard lock(mutex_);
+        const auto found = outboxes_.find(peer);
+        if (found == outboxes_.end() || found->second.frames.empty()) break;
+        frame = found->second.frames.front();
+      }
+      if (!link.header_sent) {
+        const auto bytes = frame.header.bytes();
+        zmq::message_t header(bytes.data(), bytes.size());
+        if (!link.dealer.send(header, zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
+          link.blocked = true;
+          break;
+        }
+        link.header_sent = true;
+      }
+      auto payload = lend(frame.payload);
+      if (!link.dealer.send(payload, zmq::send_flags::dontwait)) {
+        link.blocked = true;
+        break;
+      }
+      link.header_sent = false;
+      QueuedFrame gone;  // Let go of after the lock.
+      const std::lock_guard lock(mutex_);
+      ++statistics_.frames_sent;
+      statistics_.payload_bytes_sent += frame.payload.size();
+      const auto found = outboxes_.find(peer);
+      if (found == outboxes_.end() || found->second.frames.empty()) break;
+      std::swap(gone, found->second.frames.front());
+      found->second.frames.pop_front();
+      writable = writable || found->second.refused;
+      found->second.refused = false;
+    }
+    if (writable && handlers_.on_hint) handlers_.on_hint(peer, PeerHint::writable);
+  }
+
+  void receive() {
+    for (int count = 0; count < receive_batch; ++count) {
+      zmq::message_t id, header;
+      auto payload = std::make_shared<zmq::message_t>();
+      if (!router_.recv(id, zmq::recv_flags::dontwait)) return;
+      bool good = id.more();
+      if (good) {
+        (void)router_.recv(header, zmq::recv_flags::dontwait);
+        good = header.more();
+      }
+      if (good) {
+        (void)router_.recv(*payload, zmq::recv_flags::dontwait);
+        zmq::message_t rest;
+        for (bool more = payload->more(); more; more = rest.more()) {
+          good = false;
+          (void)router_.recv(rest, zmq::recv_flags::dontwait);
+        }
+      }
+      const auto from = peer_of(id);
+      good = good && from && header.size() <= HeaderBytes::capacity;
+      {
+        const std::lock_guard lock(mutex_);
+        if (good) {
+          ++statistics_.frames_received;
+          statistics_.payload_bytes_received += payload->size();
+        } else if (statistics_.frames_malformed++ == 0) {
+          log_event(Level::warn, "frame.malformed", {{"address", address_}});
+        }
+      }
+      if (!good || !handlers_.on_frame) continue;
+      const std::span<const std::byte> bytes(payload->data<std::byte>(), payload->size());
+      // Small messages may lie inside ZeroMQ's receive buffer, at any address, and would keep it alive.
+      auto shard = bytes.size() <= receive_buffer_bytes ? Shard::copy_of(bytes) : Shard(std::move(payload), bytes);
+      handlers_.on_frame(*from, {header.data<std::byte>(), header.size()}, std::move(shard));
+    }
+    // More may wait, which the level-triggered poll reports again.
+  }
+
+  const ZmqOptions options_;
+  std::string address_;
+  std::string socket_file_;
+  int wake_ = -1;
+  std::optional<zmq::context_t> context_;
+  zmq::socket_t router_;
+  TransportHandlers handlers_;
+  std::thread thread_;
+  std::atomic<bool> stop_{false};
+  std::uint64_t monitors_ = 0;
+
+  mutable std::mutex mutex_;
+  std::map<PeerId, Outbox> outboxes_;
+  std::vector<Command> commands_;
+  TransportStatistics statistics_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> make_zmq_transport(const ZmqOptions& options) {
+  auto transport = std::make_unique<ZmqTransport>(options);
+  ORRERY_TRY_DONE(transport->open());
+  return std::unique_ptr<Transport>(std::move(transport));
+}
+
+}  // namespace orrery::protocol
