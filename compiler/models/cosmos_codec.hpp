@@ -39,7 +39,7 @@ Result<std::shared_ptr<const cards::WeightSet>> decoder_weights(const CodecConfi
 /// Component "vae.encoder"; for `compile_encode`.
 Result<std::shared_ptr<const cards::WeightSet>> encoder_weights(const CodecConfig& config, Compute compute);
 
-/// Programs `prepare`, then `first`, then `next` once for each further latent frame.
+/// Programs `prepare`, then `first`, then `next` once for each further latent frame (absent when there is none).
 ///   inputs   latents f32[C,T,H,W] (denoiser's units)
 ///   outputs  vae_input f32[C,T,H,W] (state: latents in the codec's units);
 ///            first.video f32[3,1,H,W], first.frames u8[1,H,W,3]; next.video f32[3,F,H,W], next.frames u8[F,H,W,3]
