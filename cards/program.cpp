@@ -143,10 +143,10 @@ std::string number_text(double value) {
 std::string weight_text(const WeightSpec& weight) {
   std::string text = weight.tensor;
   if (weight.shape.empty() || weight.rows() != weight.shape[0])
-    text += "[" + std::to_string(weight.row_begin) + ":" + std::to_string(weight.row_end) + "]";
+    text.append("[").append(std::to_string(weight.row_begin)).append(":").append(std::to_string(weight.row_end)).append("]");
   const auto all_columns = weight.shape.empty() ? 1 : element_count(weight.shape) / std::max<std::uint64_t>(weight.shape[0], 1);
   if (weight.columns() != all_columns)
-    text += "[:," + std::to_string(weight.column_begin) + ":" + std::to_string(weight.column_end) + "]";
+    text.append("[:,").append(std::to_string(weight.column_begin)).append(":").append(std::to_string(weight.column_end)).append("]");
   return text;
 }
 
@@ -179,28 +179,29 @@ std::string ProgramSet::text() const {
         for (std::size_t w = 0; w < command.weights.size(); ++w) {
           if (w > 0) text += ", ";
           const auto id = command.weights[w];
-          text += weights && id < weights->weights.size()
-                      ? std::string(name_of(weights->weights[id].form)) + " " + weight_text(weights->weights[id])
-                      : "?" + std::to_string(id);
+          if (weights && id < weights->weights.size())
+            text.append(name_of(weights->weights[id].form)).append(" ").append(weight_text(weights->weights[id]));
+          else
+            text.append("?").append(std::to_string(id));
         }
         text += ")";
       }
       if (!command.slices.empty()) {
         text += " slices(";
         for (std::size_t s = 0; s < command.slices.size(); ++s)
-          text += (s > 0 ? " " : "") + std::to_string(command.slices[s]);
+          text.append(s > 0 ? " " : "").append(std::to_string(command.slices[s]));
         text += ")";
       }
       for (const auto& [attr, value] : command.attrs) text += " " + std::string(cards::name_of(attr)) + "=" + number_text(value);
       if (!command.after.empty()) {
         text += " after(";
-        for (std::size_t a = 0; a < command.after.size(); ++a) text += (a > 0 ? " " : "") + std::to_string(command.after[a]);
+        for (std::size_t a = 0; a < command.after.size(); ++a) text.append(a > 0 ? " " : "").append(std::to_string(command.after[a]));
         text += ")";
       }
       if (!command.reuses.empty()) {
         text += " reuses(";
         for (std::size_t r = 0; r < command.reuses.size(); ++r)
-          text += (r > 0 ? " %" : "%") + std::to_string(command.reuses[r]);
+          text.append(r > 0 ? " %" : "%").append(std::to_string(command.reuses[r]));
         text += ")";
       }
       text += "\n";
