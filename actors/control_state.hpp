@@ -1,0 +1,32 @@
+// The CAF side of Control. Internal to actors/.
+
+#pragma once
+
+#include <caf/all.hpp>
+#include <caf/io/all.hpp>
+
+#include "actors/control.hpp"
+#include "actors/messages.hpp"
+
+namespace orrery::actors {
+
+struct ControlConfig : caf::actor_system_config {
+  explicit ControlConfig(const ControlOptions& options);
+};
+
+struct Control::State {
+  explicit State(const ControlOptions& options) : config(options), system(config) {}
+  ControlConfig config;
+  caf::actor_system system;
+};
+
+/// Publishes an actor. Fails with port_in_use.
+Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port);
+
+/// Connects to a published actor, after check_reachable. Blocks: not for actors' threads.
+Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout);
+
+/// Turns a CAF error into ours.
+Error error_of(caf::actor_system& system, const caf::error& error, const std::string& doing);
+
+}  // namespace orrery::actors

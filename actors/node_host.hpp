@@ -1,0 +1,43 @@
+// A node process: its cards, its data plane and its node actor, joined to a coordinator.
+
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "actors/control.hpp"
+#include "base/result.hpp"
+
+namespace orrery::actors {
+
+struct NodeHostOptions {
+  std::string name;                       // As in the cluster file.
+  std::string coordinator_host = "127.0.0.1";
+  std::uint16_t coordinator_port = 0;
+  std::uint64_t cluster_id = 0;           // As the coordinator told the launcher; others are refused.
+  std::uint32_t peer = 0;                 // Number on the data plane: 1 + index of the node in the cluster.
+  std::string listen_host = "127.0.0.1";  // Where this node's control and data ports listen (port 0: any free one).
+  std::string data_bind;                  // Empty: tcp on listen_host; or "ipc://PATH".
+  Duration join_timeout = std::chrono::seconds(60);  // The coordinator may come up later than we.
+};
+
+/// Threads: one owner; `stop` from any.
+class NodeHost {
+public:
+  /// Starts everything and joins; keeps trying until `join_timeout`. `interrupted` is asked meanwhile.
+  static Result<std::unique_ptr<NodeHost>> start(const NodeHostOptions& options, const std::function<bool()>& interrupted);
+  ~NodeHost();
+
+  /// Waits up to `timeout` for the end (a Shutdown, or the coordinator's death); true once it has come.
+  bool wait(Duration timeout);
+  /// Ok for an orderly shutdown, peer_lost when the coordinator died.
+  Status outcome() const;
+
+private:
+  struct State;
+  explicit NodeHost(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace orrery::actors

@@ -1,0 +1,75 @@
+// What a node process holds: its cards, their weights and lanes, and its place on the data plane.
+//
+// Plain code under the node and card actors (no CAF here), so that it can be driven by a test.
+
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "actors/card_runtime.hpp"
+#include "actors/messages.hpp"
+#include "base/clock.hpp"
+#include "cards/card.hpp"
+#include "compiler/model_folder.hpp"
+#include "protocol/exchange.hpp"
+#include "topology/plan.hpp"
+
+namespace orrery::actors {
+
+/// What a node needs to know before it has a plan.
+struct NodeRuntimeOptions {
+  std::string name;
+  std::uint64_t cluster_id = 0;
+  std::string data_bind = "tcp://127.0.0.1:0";  // protocol::ZmqOptions::bind
+  std::string data_advertise;
+  protocol::PeerId peer = 0;
+};
+
+/// Threads: `load` from one thread at a time; the rest from any.
+class NodeRuntime {
+public:
+  static Result<std::unique_ptr<NodeRuntime>> create(const NodeRuntimeOptions& options);
+  ~NodeRuntime();
+
+  std::string data_address() const;
+
+  /// Makes the cards of this node as the plan says, reads the weights each owns, and joins the data plane.
+  /// Replaces an earlier plan. `progress(done, total)` in bytes; false cancels. Returns the numerics class.
+  Result<std::string> load(const LoadPlan& order, const std::function<bool(std::uint64_t, std::uint64_t)>& progress);
+
+  const topology::Plan& plan() const { return plan_; }
+  const std::shared_ptr<const compiler::ModelFolder>& model() const { return model_; }
+  /// Card number of the plan -> its runtime; only this node's cards.
+  const std::map<std::uint32_t, std::unique_ptr<CardRuntime>>& cards() const { return cards_; }
+  protocol::Exchange& exchange() { return *exchange_; }
+  const Clock& clock() const { return clock_; }
+
+  /// Ends a request on all cards of this node.
+  void drop(std::uint64_t request);
+  /// A client's data endpoint becomes reachable.
+  Status add_client(std::uint32_t endpoint, const std::string& address);
+  void remove_client(std::uint32_t endpoint);
+
+  NodeHealth health() const;
+
+private:
+  explicit NodeRuntime(const NodeRuntimeOptions& options) : options_(options) {}
+  Status route();
+
+  NodeRuntimeOptions options_;
+  SteadyClock clock_;
+  std::unique_ptr<protocol::Exchange> exchange_;
+  std::shared_ptr<const compiler::ModelFolder> model_;
+  topology::Plan plan_;
+  std::uint64_t epoch_ = 0;
+  std::map<protocol::EndpointId, protocol::PeerId> routes_;
+  std::mutex routes_mutex_;
+  std::map<std::uint32_t, std::unique_ptr<CardRuntime>> cards_;
+};
+
+}  // namespace orrery::actors

@@ -1,0 +1,256 @@
+#include "actors/program_runner.hpp"
+
+#include <condition_variable>
+#include <mutex>
+
+#include "actors/edges.hpp"
+
+namespace orrery::actors {
+
+using cards::Attr;
+using cards::Op;
+using protocol::MessageKey;
+
+/// How many sends still read each slot.
+struct ProgramRunner::Lent {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::uint32_t> count;  // By slot.
+};
+
+ProgramRunner::ProgramRunner(cards::Card& card, protocol::Exchange& exchange, const Clock& clock, const Seat& seat,
+                             std::uint64_t request, cards::LaneId lane, std::shared_ptr<const cards::ProgramSet> programs,
+                             Duration deadline)
+    : card_(card),
+      exchange_(exchange),
+      clock_(clock),
+      seat_(seat),
+      request_(request),
+      lane_(lane),
+      programs_(std::move(programs)),
+      deadline_(deadline),
+      lent_(std::make_shared<Lent>()) {
+  lent_->count.resize(programs_->slots.size());
+}
+
+ProgramRunner::~ProgramRunner() {
+  std::unique_lock lock(lent_->mutex);
+  lent_->changed.wait(lock, [&] {
+    for (const auto count : lent_->count)
+      if (count > 0) return false;
+    return true;
+  });
+}
+
+Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars) {
+  RunTimes times;
+  // Command::reuses speaks of sends of the same run only; those of the run before must be through.
+  for (cards::SlotId slot = 0; slot < programs_->slots.size(); ++slot) ORRERY_TRY_DONE(wait_until_unlent(slot));
+  const auto& commands = programs_->programs[program].commands;
+  auto mark = clock_.now();
+  const auto lap = [&](Duration& into) {
+    const auto now = clock_.now();
+    into += now - mark;
+    mark = now;
+  };
+  for (std::uint32_t at = 0; at < commands.size();) {
+    if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
+    for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
+    if (commands[at].queue == cards::Queue::exchange) {
+      ORRERY_TRY_DONE(exchange(program, at, step));
+      ++at;
+      lap(times.exchange);
+      continue;
+    }
+    lap(times.exchange);
+    // As many compute commands as possible in one call to the card: up to the next exchange, or the next reuse.
+    auto end = at + 1;
+    while (end < commands.size() && commands[end].queue != cards::Queue::exchange && commands[end].reuses.empty()) ++end;
+    ORRERY_TRY_DONE(card_.run(lane_, program, at, end, scalars));
+    at = end;
+    lap(times.compute);
+  }
+  return times;
+}
+
+Result<const ProgramRunner::Prepared*> ProgramRunner::prepare(std::uint32_t program, std::uint32_t index) {
+  const auto key = std::pair(program, index);
+  if (const auto found = prepared_.find(key); found != prepared_.end()) return &found->second;
+  const auto& command = programs_->programs[program].commands[index];
+  const auto& layout = seat_.layout;
+  const auto& endpoints = seat_.endpoints;
+  const auto row_bytes = [&](const cards::Slot& slot) { return slot.bytes() / std::max<std::uint64_t>(1, slot.shape[0]); };
+
+  const auto holders = [&](std::uint32_t group, std::uint64_t rows) {
+    std::vector<protocol::RowHolder> all;
+    const auto ranges = layout.rows_of_group(group, rows);
+    for (std::size_t rank = 0; rank < ranges.size(); ++rank) all.push_back({endpoints[group][rank], ranges[rank]});
+    return all;
+  };
+  const auto slice_holders = [&](std::uint64_t rows) {
+    std::vector<protocol::SliceRowHolder> all;
+    const auto ranges = layout.rows_of_group(layout.group, rows);
+    for (std::size_t rank = 0; rank < ranges.size(); ++rank)
+      all.push_back({endpoints[layout.group][rank], layout.owned[layout.group][rank], ranges[rank]});
+    return all;
+  };
+
+  Prepared prepared;
+  const auto& output = programs_->slots[command.outputs[0]];
+  switch (command.op) {
+    case Op::all_gather_rows: {
+      const auto source = command.attr(Attr::source_group, -1);
+      const auto rows = output.shape[0];
+      if (source < 0) {
+        prepared.transfers = protocol::all_gather_rows(holders(layout.group, rows), rows, seat_.self(), row_bytes(output));
+      } else {
+        std::vector<protocol::RowHolder> everyone;
+        for (const auto& group : endpoints)
+          for (const auto endpoint : group) everyone.push_back({endpoint, {0, rows}});
+        prepared.transfers = protocol::move_rows(holders(static_cast<std::uint32_t>(source), rows), everyone, seat_.self(),
+                                                 row_bytes(output));
+      }
+      break;
+    }
+    case Op::reduce_scatter: {
+      const auto& pieces = programs_->slots[command.inputs[0]];
+      const auto rows = pieces.shape[1];
+      std::vector<protocol::ReduceRank> group;
+      for (const auto& holder : slice_holders(rows)) group.push_back({holder.endpoint, holder.slices, holder.rows});
+      ORRERY_TRY(reduce, protocol::OrderedReduceScatter::create(layout.slice_count, std::move(group), seat_.self(), pieces.shape[2]));
+      prepared.reduce = std::make_unique<protocol::OrderedReduceScatter>(std::move(reduce));
+      break;
+    }
+    case Op::to_heads:
+      prepared.transfers = protocol::tokens_to_heads(slice_holders(output.shape[1]), output.shape[1], seat_.self(),
+                                                     output.shape[2] * size_of(output.dtype));
+      break;
+    case Op::to_tokens: {
+      const auto& input = programs_->slots[command.inputs[0]];
+      prepared.transfers = protocol::heads_to_tokens(slice_holders(input.shape[1]), input.shape[1], seat_.self(),
+                                                     output.shape[2] * size_of(output.dtype));
+      break;
+    }
+    default: ORRERY_CHECK(!"an exchange command");
+  }
+  return &prepared_.emplace(key, std::move(prepared)).first->second;
+}
+
+Status ProgramRunner::exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
+  ORRERY_TRY(prepared, prepare(program, index));
+  const auto& command = programs_->programs[program].commands[index];
+  MessageKey key;
+  key.request = request_;
+  key.step = step;
+  key.stream = static_cast<std::uint16_t>((seat_.stage << 8) | program);
+  key.op = static_cast<std::uint32_t>(command.count(Attr::exchange));
+  const auto self = seat_.self();
+  const auto until = clock_.now() + deadline_;
+  const auto named = [&](const Error& error) {
+    return Error{error.code, command.label + ": " + error.message, error.hint};
+  };
+  const auto send = [&](cards::SlotId slot, protocol::EndpointId target, std::uint16_t part, const protocol::Region& region) -> Status {
+    key.source = self;
+    key.target = target;
+    key.part = part;
+    auto sent = send_region(slot, key, region);
+    if (!sent.ok()) return named(sent.error());
+    return Done{};
+  };
+  const auto receive = [&](protocol::EndpointId source, std::uint16_t part) -> Result<protocol::Message> {
+    key.source = source;
+    key.target = self;
+    key.part = part;
+    auto message = exchange_.receive(key, until);
+    if (!message.ok()) return named(message.error());
+    return message;
+  };
+
+  const auto output = command.outputs[0];
+  if (prepared->reduce) {
+    const auto& reduce = *prepared->reduce;
+    const auto pieces = command.inputs[0];
+    const auto memory = card_.memory(lane_, pieces);
+    const auto piece_bytes = reduce.pieces().empty() ? 0 : memory.size() / reduce.pieces().size();
+    for (const auto& due : reduce.sends())
+      ORRERY_TRY_DONE(send(pieces, due.target, due.part, {due.part * piece_bytes + due.offset, 1, due.bytes, due.bytes}));
+    std::vector<protocol::Message> received;
+    received.reserve(reduce.receives().size());
+    for (const auto& due : reduce.receives()) {
+      ORRERY_TRY(message, receive(due.source, due.part));
+      received.push_back(std::move(message));
+    }
+    std::vector<std::span<const float>> own;
+    for (std::size_t i = 0; i < reduce.pieces().size(); ++i)
+      own.push_back({reinterpret_cast<const float*>(memory.data() + i * piece_bytes), piece_bytes / sizeof(float)});
+    const auto out = card_.memory(lane_, output);
+    return reduce.combine(own, received, {reinterpret_cast<float*>(out.data()), out.size() / sizeof(float)});
+  }
+
+  // What this rank contributes; none when only another group sends.
+  for (const auto& due : prepared->transfers.sends) ORRERY_TRY_DONE(send(command.inputs[0], due.target, due.part, due.region));
+  const auto out = card_.memory(lane_, output);
+  for (const auto& copy : prepared->transfers.copies)
+    protocol::copy_region(card_.memory(lane_, command.inputs[0]), copy.source, out, copy.target);
+  for (const auto& due : prepared->transfers.receives) {
+    ORRERY_TRY(message, receive(due.source, due.part));
+    ORRERY_TRY_DONE(protocol::copy_in(message, due.region, out));
+  }
+  return Done{};
+}
+
+Shard ProgramRunner::lend(cards::SlotId slot, std::span<const std::byte> bytes) {
+  {
+    const std::lock_guard lock(lent_->mutex);
+    ++lent_->count[slot];
+  }
+  return {bytes, [lent = lent_, slot] {
+            {
+              const std::lock_guard lock(lent->mutex);
+              --lent->count[slot];
+            }
+            lent->changed.notify_all();
+          }};
+}
+
+Status ProgramRunner::send_region(cards::SlotId slot, const MessageKey& key, const protocol::Region& region) {
+  const auto memory = card_.memory(lane_, slot);
+  const auto dtype = programs_->slots[slot].dtype;
+  const Shape shape = {region.runs, region.run_bytes / size_of(dtype)};
+  if (region.contiguous())
+    return exchange_.send(key, dtype, shape, lend(slot, memory.subspan(region.offset, region.bytes())));
+  std::vector<std::byte> packed(region.bytes());
+  protocol::copy_out(memory, region, packed);
+  return exchange_.send(key, dtype, shape, Shard::of(std::move(packed)));
+}
+
+Status ProgramRunner::wait_until_unlent(cards::SlotId slot) {
+  std::unique_lock lock(lent_->mutex);
+  const bool freed = lent_->changed.wait_for(lock, deadline_, [&] { return lent_->count[slot] == 0 || cancelled_; });
+  if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
+  if (!freed)
+    return Error{ErrorCode::timed_out, "a neighbour of " + card_.options().name + " did not take '" + programs_->slots[slot].name +
+                                           "' within " + std::to_string(seconds_of(deadline_)) + " s"};
+  return Done{};
+}
+
+Status ProgramRunner::receive_into(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId source) {
+  MessageKey key{request_, step, edge_stream, 0, edge, source, seat_.self()};
+  ORRERY_TRY(message, exchange_.receive(key, clock_.now() + deadline_));
+  const auto memory = card_.memory(lane_, slot);
+  if (message.bytes() != memory.size() || message.dtype != programs_->slots[slot].dtype)
+    return Error{ErrorCode::bad_frame, "'" + programs_->slots[slot].name + "' needs " + std::to_string(memory.size()) +
+                                           " bytes of " + std::string(name_of(programs_->slots[slot].dtype)) + ", but " +
+                                           std::to_string(message.bytes()) + " bytes of " + std::string(name_of(message.dtype)) + " came"};
+  message.copy_to(memory);
+  return Done{};
+}
+
+Status ProgramRunner::send_from(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId target) {
+  const MessageKey key{request_, step, edge_stream, 0, edge, seat_.self(), target};
+  const auto& description = programs_->slots[slot];
+  // Copied, not lent: the next stage may be busy for long, and this lane must not wait for it.
+  return exchange_.send(key, description.dtype, description.shape, Shard::copy_of(card_.memory(lane_, slot)));
+}
+
+}  // namespace orrery::actors

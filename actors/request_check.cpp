@@ -1,0 +1,73 @@
+#include "actors/request_check.hpp"
+
+#include <cmath>
+
+#include "actors/messages.hpp"
+
+namespace orrery::actors {
+
+namespace {
+
+Error wrong(std::string message, std::string hint = {}) {
+  return {ErrorCode::invalid_request, std::move(message), std::move(hint)};
+}
+
+// "96 or 112": the neighbours of `value` on the grid offset + k * step.
+std::string neighbours(std::uint64_t value, std::uint64_t step, std::uint64_t offset) {
+  const auto below = value <= offset ? offset : (value - offset) / step * step + offset;
+  const auto above = below + step;
+  return value <= offset ? std::to_string(offset == 0 ? step : offset)
+                         : (below == 0 ? std::to_string(above) : std::to_string(below) + " or " + std::to_string(above));
+}
+
+bool is_blank(const std::string& text) { return text.find_first_not_of(" \t\r\n\v\f") == std::string::npos; }
+
+}  // namespace
+
+Status check_request(const RequestSpec& request, const compiler::ModelFolder& model) {
+  const auto& transformer = *model.transformer;
+  const auto& codec = *model.codec;
+  if (is_blank(request.prompt)) return wrong("the prompt is empty", "say what the video should show");
+  if (request.prompt.size() > (std::size_t{1} << 20) || request.negative_prompt.size() > (std::size_t{1} << 20))
+    return wrong("a prompt is longer than 1 MiB");
+
+  const auto grid_h = codec.spatial_ratio * transformer.patch[1];
+  const auto grid_w = codec.spatial_ratio * transformer.patch[2];
+  if (request.width == 0 || request.width % grid_w != 0)
+    return wrong("width " + std::to_string(request.width) + " is not a multiple of " + std::to_string(grid_w),
+                 "use " + neighbours(request.width, grid_w, 0));
+  if (request.height == 0 || request.height % grid_h != 0)
+    return wrong("height " + std::to_string(request.height) + " is not a multiple of " + std::to_string(grid_h),
+                 "use " + neighbours(request.height, grid_h, 0));
+  const auto ratio = codec.temporal_ratio;
+  const auto grid_t = ratio * transformer.patch[0];
+  if (request.frames == 0 || (request.frames - 1) % grid_t != 0)
+    return wrong("frames " + std::to_string(request.frames) + " is not " + std::to_string(grid_t) + "k+1",
+                 "use " + neighbours(request.frames, grid_t, 1));
+
+  const std::uint64_t latent[3] = {(request.frames - 1) / ratio + 1, request.height / codec.spatial_ratio,
+                                   request.width / codec.spatial_ratio};
+  static constexpr const char* what[3] = {"frames", "height", "width"};
+  if (transformer.learnable_positions)
+    for (int axis = 0; axis < 3; ++axis)
+      if (latent[axis] > transformer.max_size[static_cast<std::size_t>(axis)]) {
+        const auto most = transformer.max_size[static_cast<std::size_t>(axis)];
+        return wrong(std::string(what[axis]) + " is too large for this model",
+                     "at most " + std::to_string(axis == 0 ? (most - 1) * ratio + 1 : most * codec.spatial_ratio));
+      }
+  if (codec.frames_max() > 0 && latent[0] > codec.frames_max())
+    return wrong("frames " + std::to_string(request.frames) + " is more than the model's latent statistics cover",
+                 "at most " + std::to_string((codec.frames_max() - 1) * ratio + 1));
+  if (latent[0] * latent[1] * latent[2] > (std::uint64_t{1} << 28)) return wrong("the video is too large");
+
+  if (request.steps < 1 || request.steps > 10'000)
+    return wrong("steps " + std::to_string(request.steps) + " is out of range", "1 to 10000");
+  if (!std::isfinite(request.guidance) || request.guidance < 0 || request.guidance > 100)
+    return wrong("guidance is out of range", "0 to 100; 1 or less switches it off");
+  if (!std::isfinite(request.fps) || request.fps <= 0 || request.fps > 1000) return wrong("fps is out of range", "above 0, at most 1000");
+  if (request.max_text_tokens < 1 || request.max_text_tokens > 4096)
+    return wrong("max text tokens " + std::to_string(request.max_text_tokens) + " is out of range", "1 to 4096");
+  return Done{};
+}
+
+}  // namespace orrery::actors

@@ -1,0 +1,104 @@
+// One pipeline stage: takes requests one after the other and drives its group's cards through them.
+//
+// Lives on its group's first node. Several stages work at the same time on different requests, so the encoder
+// takes the next prompt while the denoiser is busy; each has a bounded queue. During a step cards talk to each
+// other directly; the stage hears only that the step is done, or why not. When one card fails, the request is
+// dropped on all cards at once, so that none waits for the others until its deadline.
+
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <optional>
+
+#include "actors/control_state.hpp"
+#include "actors/denoise_schedule.hpp"
+#include "actors/edges.hpp"
+#include "actors/node_runtime.hpp"
+#include "actors/text_guardrail.hpp"
+#include "compiler/tokenizer.hpp"
+
+namespace orrery::actors {
+
+struct StageSetup {
+  topology::StageKind kind{};
+  topology::Plan plan;
+  std::shared_ptr<const compiler::ModelFolder> model;
+  /// cards[group][rank]; empty for guardrails.
+  std::vector<std::vector<caf::actor>> cards;
+  std::shared_ptr<const compiler::Tokenizer> tokenizer;        // Text encoder.
+  std::shared_ptr<const TextGuardrail> guardrail;              // Text guardrail.
+  std::size_t queue_max = 64;
+};
+
+class StageState {
+public:
+  static inline const char* name = "stage";
+
+  void start(caf::stateful_actor<StageState>* self, StageSetup setup);
+  caf::response_promise on_run(const StageRun& order);
+  void on_cancel(const CancelStage& order);
+  void on_card_down(const caf::down_msg& down);
+
+private:
+  struct Work {
+    StageRun order;
+    caf::response_promise promise;
+    Time started{};
+    Failure failure;  // The first one; its consequences are not reported.
+  };
+  using Next = std::function<void()>;
+
+  void begin_next();
+  void finish();
+  void fail(const Failure& failure);
+  void report(EventKind kind, std::uint64_t done, std::uint64_t total, double seconds);
+
+  /// Sends each card its message; when all have answered well, goes on with `next`, else ends the request.
+  template <class Message>
+  void ask(const std::vector<std::pair<caf::actor, Message>>& orders, Next next);
+  template <class Message>
+  void ask_all(const Message& message, Next next);
+  void answered(caf::actor_id card, const CardDone& done);
+  /// Groups that take part: all, but only the first of a denoiser without guidance.
+  std::size_t active_groups() const;
+  void open_lanes(std::uint32_t prompt_rows, std::uint32_t negative_rows, Next next);
+  void close_lanes(Next next);
+  RunProgram program(const std::string& which, std::uint32_t step) const;
+  ProgramOutput output(const std::string& slot, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets) const;
+
+  void run_text_guardrail();
+  void run_text_encoder();
+  void encode(bool negative);
+  void run_denoiser();
+  void denoise(std::uint32_t step);
+  void run_decoder();
+  void decode(std::uint32_t frame);
+  void run_video_guardrail();
+
+  const topology::PlannedStage& stage_of(topology::StageKind kind) const;
+  /// Endpoints of a group's cards, rank order.
+  std::vector<std::uint32_t> cards_of(topology::StageKind kind, std::size_t group) const;
+
+  caf::stateful_actor<StageState>* self_ = nullptr;
+  StageSetup setup_;
+  SteadyClock clock_;
+  std::deque<Work> queue_;
+  std::optional<Work> work_;
+  std::vector<caf::actor_id> outstanding_;  // Cards that owe an answer.
+  std::vector<caf::actor_id> lost_;         // Cards that died.
+  Next next_;                               // When none is outstanding.
+  bool lanes_open_ = false;
+  bool closing_ = false;
+
+  // Of the request at hand.
+  StageDone done_;
+  double compute_seconds_ = 0, exchange_seconds_ = 0;  // Of the slowest card of each round, added up.
+  double round_compute_ = 0, round_exchange_ = 0;
+  std::optional<DenoiseSchedule> schedule_;
+  std::vector<std::int32_t> prompt_ids_, negative_ids_;
+};
+
+caf::behavior stage_actor(caf::stateful_actor<StageState>* self, StageSetup setup);
+
+}  // namespace orrery::actors
