@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
 
   // What one looks at before anything runs.
   add_check(app, context);
-  //ADD add_plan(app, context);
+  add_plan(app, context);
   add_schema(app, context);
 
   // One card, one component, no cluster.
