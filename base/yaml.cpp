@@ -469,7 +469,16 @@ std::vector<YamlNode> read_yaml(const std::string& name, std::string_view text, 
   } catch (const YAML::Exception& error) {
     const auto line = static_cast<std::uint32_t>(std::max(0, error.mark.line)) + 1;
     const auto column = static_cast<std::uint32_t>(std::max(0, error.mark.column)) + 1;
-    findings.push_back(finding_in(*source, line, column, column + 1, "E101", syntax_sentence(error.msg), ""));
+    // What yaml-cpp says about a tab at the start of a line leads astray.
+    const auto& lines = source->lines;
+    const auto indent = line <= lines.size() ? lines[line - 1].substr(0, lines[line - 1].find_first_not_of(" \t")) : std::string();
+    const auto tab = indent.find('\t');
+    if (tab != std::string::npos) {
+      const auto at = static_cast<std::uint32_t>(tab) + 1;
+      findings.push_back(finding_in(*source, line, at, at + 1, "E101", "not valid YAML: a tab cannot indent", "use spaces"));
+    } else {
+      findings.push_back(finding_in(*source, line, column, column + 1, "E101", syntax_sentence(error.msg), ""));
+    }
   }
   std::erase_if(documents, [](const YamlNode& document) { return document.is_null(); });
   if (complete && documents.empty() && !has_errors(findings)) {

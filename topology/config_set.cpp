@@ -144,6 +144,10 @@ private:
     const auto* kind = node.find("kind");
     const auto* metadata = node.find("metadata");
     bool good = true;
+    if (version == nullptr && kind == nullptr) {
+      reader.complain(node, "E109", "", "this is no Orrery document: it has neither apiVersion nor kind", "it should begin with 'apiVersion: orrery/v1'");
+      return std::nullopt;
+    }
     if (version == nullptr) {
       reader.complain(node, "E104", "apiVersion", "is missing", "write 'apiVersion: orrery/v1'");
       good = false;

@@ -156,7 +156,7 @@ ModelSpec read_model(const YamlNode& spec, const std::string& name, YamlReader& 
   model.line = spec.nearest("folder").line;
   const auto& parts = model.components;
   const bool all_parts = !parts.transformer.empty() && !parts.text_encoder.empty() && !parts.tokenizer.empty() && !parts.vae.empty() && !parts.scheduler.empty();
-  if (spec.is_map() && model.folder.empty() && !all_parts && !model.geometry)
+  if (spec.is_map() && spec.find("folder") == nullptr && !all_parts && !model.geometry)
     reader.complain(spec, "E104", "spec.folder", "is missing", "or name all components, or a geometry for planning only");
   if (model.geometry && model.geometry->transformer.num_attention_heads % model.slices != 0)
     reader.complain(spec.nearest("slices"), "E112", "spec.slices",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <tuple>
 
 #include "base/units.hpp"
 #include "base/yaml.hpp"
@@ -51,6 +52,14 @@ std::string ranges_text(const std::vector<std::uint32_t>& numbers) {
 }
 
 std::string bytes_text(std::uint64_t bytes) { return text_of_bytes(static_cast<double>(bytes)); }
+
+/// Groups and clusters with more cards are printed in runs.
+constexpr std::size_t long_group = 8;
+
+/// "n1:0", or "n1:0 - n2:3".
+std::string run_name(const Plan& plan, std::uint32_t first, std::uint32_t last) {
+  return plan.card_name(first) + (first == last ? "" : " - " + plan.card_name(last));
+}
 
 std::string degree_text(const PlannedStage& stage) {
   std::size_t most = 0;
@@ -217,25 +226,44 @@ std::string text_of(const Plan& plan, bool explain) {
   placement.row({"STAGE", "GROUP", "CARD", "TYPE", "SLICES"});
   for (const auto& stage : plan.stages) {
     bool first = true;
-    for (std::size_t g = 0; g < stage.groups.size(); ++g)
-      for (const auto& rank : stage.groups[g].ranks) {
-        const auto group = stage.groups.size() == 1 ? "-" : g == 0 ? "prompt" : "negative";
-        placement.row({first ? std::string(name_of(stage.kind)) : "", group, plan.card_name(rank.card), plan.cards[rank.card].type,
-                       ranges_text(rank.slices) + " of " + std::to_string(stage.slices)});
+    for (std::size_t g = 0; g < stage.groups.size(); ++g) {
+      const auto group = stage.groups.size() == 1 ? "-" : g == 0 ? "prompt" : "negative";
+      const auto& ranks = stage.groups[g].ranks;
+      for (std::size_t i = 0; i < ranks.size();) {
+        // Long groups: neighbours of one type that own as much are one row.
+        std::size_t end = i + 1;
+        const auto alike = [&](const PlannedRank& rank) {
+          return rank.slices.size() == ranks[i].slices.size() && plan.cards[rank.card].type == plan.cards[ranks[i].card].type;
+        };
+        while (ranks.size() > long_group && end < ranks.size() && alike(ranks[end])) ++end;
+        std::vector<std::uint32_t> slices;
+        for (std::size_t j = i; j < end; ++j) slices.insert(slices.end(), ranks[j].slices.begin(), ranks[j].slices.end());
+        const auto each = end - i > 1 ? ", " + std::to_string(ranks[i].slices.size()) + " each" : "";
+        placement.row({first ? std::string(name_of(stage.kind)) : "", group, run_name(plan, ranks[i].card, ranks[end - 1].card),
+                       plan.cards[ranks[i].card].type, ranges_text(slices) + " of " + std::to_string(stage.slices) + each});
         first = false;
+        i = end;
       }
+    }
   }
   out += placement.text(0) + "\n";
   Table memory;
   memory.row({"CARD", "WEIGHTS", "ACTIVATIONS", "BUFFERS", "TOTAL", "BUDGET", "USED"});
   std::size_t idle = 0;
-  for (const auto& bill : plan.bills) {
+  for (std::size_t i = 0; i < plan.bills.size();) {
+    const auto& bill = plan.bills[i];
+    std::size_t end = i + 1;
+    const auto alike = [&](const MemoryBill& other) {
+      return std::tie(other.weights, other.activations, other.buffers, other.budget) == std::tie(bill.weights, bill.activations, bill.buffers, bill.budget);
+    };
+    while (plan.bills.size() > long_group && end < plan.bills.size() && alike(plan.bills[end])) ++end;
     if (bill.total() == 0) {
-      ++idle;
-      continue;
+      idle += end - i;
+    } else {
+      memory.row({run_name(plan, bill.card, plan.bills[end - 1].card), bytes_text(bill.weights), bytes_text(bill.activations), bytes_text(bill.buffers),
+                  bytes_text(bill.total()), bytes_text(bill.budget), bill.budget > 0 ? percent_text(static_cast<double>(bill.total()) / static_cast<double>(bill.budget)) : "-"});
     }
-    memory.row({plan.card_name(bill.card), bytes_text(bill.weights), bytes_text(bill.activations), bytes_text(bill.buffers), bytes_text(bill.total()),
-                bytes_text(bill.budget), bill.budget > 0 ? percent_text(static_cast<double>(bill.total()) / static_cast<double>(bill.budget)) : "-"});
+    i = end;
   }
   out += memory.text(0);
   if (idle > 0) out += std::to_string(idle) + (idle == 1 ? " card is" : " cards are") + " not used\n";

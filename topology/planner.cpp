@@ -784,7 +784,7 @@ private:
       double least = (stage.flops_linear / rate_sum + stage.flops_attention / attention_sum) * std::max(1U, stage.branches);
       if (stage.slices <= 1) {
         least = std::numeric_limits<double>::infinity();
-        for (const auto card : allowed_[i]) least = std::min(least, stage_seconds_on(stage, views_[card]) * std::max(1U, stage.branches));
+        for (const auto card : allowed_[i]) least = std::min(least, stage_seconds_on(stage, views_[card]));
       }
       plan.lower_bound_seconds += times * least;
       if (stage.kind == StageKind::denoiser) {
@@ -860,10 +860,12 @@ std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const doubl
   }
   if (room < slices) return {};
   std::vector<std::uint32_t> shares(ranks, 1);
+  // Equal up to rounding is equal, and then the earlier rank takes it: 3 * (1/3) must not decide a placement.
+  constexpr double less = 1 - 1e-9;
   for (auto left = slices - static_cast<std::uint32_t>(ranks); left > 0; --left) {
     std::size_t next = ranks;
     for (std::size_t i = 0; i < ranks; ++i)
-      if (shares[i] < most[i] && (next == ranks || (shares[i] + 1) * seconds_per_slice[i] < (shares[next] + 1) * seconds_per_slice[next])) next = i;
+      if (shares[i] < most[i] && (next == ranks || (shares[i] + 1) * seconds_per_slice[i] < less * (shares[next] + 1) * seconds_per_slice[next])) next = i;
     ++shares[next];
   }
   return shares;
