@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <exception>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "base/file.hpp"
@@ -48,6 +50,100 @@ std::optional<std::size_t> first_bad_utf8(std::string_view text) {
   return std::nullopt;
 }
 
+using Bytes = std::span<const std::byte>;
+
+/// One field of a protobuf message: its number, and its bytes when it is length-delimited.
+struct Field {
+  std::uint64_t number = 0;
+  Bytes bytes;
+};
+
+/// Reads a varint, or nothing at the end of the bytes.
+std::optional<std::uint64_t> next_varint(Bytes& message) {
+  std::uint64_t value = 0;
+  for (unsigned shift = 0; shift < 64; shift += 7) {
+    if (message.empty()) return std::nullopt;
+    const auto byte = static_cast<std::uint64_t>(message.front());
+    message = message.subspan(1);
+    value |= (byte & 0x7F) << shift;
+    if (byte < 0x80) return value;
+  }
+  return std::nullopt;
+}
+
+/// Takes the next field off a message; nothing when the rest is not one.
+std::optional<Field> next_field(Bytes& message) {
+  const auto key = next_varint(message);
+  if (!key) return std::nullopt;
+  std::uint64_t length = 0;
+  switch (*key & 7) {
+    case 0:
+      if (!next_varint(message)) return std::nullopt;
+      return Field{*key >> 3, {}};
+    case 1: length = 8; break;
+    case 2: {
+      const auto stated = next_varint(message);
+      if (!stated) return std::nullopt;
+      length = *stated;
+      break;
+    }
+    case 5: length = 4; break;
+    default: return std::nullopt;
+  }
+  if (length > message.size()) return std::nullopt;
+  const Field field{*key >> 3, message.subspan(0, length)};
+  message = message.subspan(length);
+  return field;
+}
+
+/// Checks the table of character replacements, which sentencepiece follows without looking: u32 bytes of a double-array
+/// trie, the trie, then zero-terminated texts that its leaves point at. True when no text can lead it astray.
+bool is_sound_charsmap(Bytes map) {
+  if (map.empty()) return true;
+  std::uint32_t trie_bytes = 0;
+  if (map.size() < 4) return false;
+  std::memcpy(&trie_bytes, map.data(), 4);
+  if (trie_bytes % 4 != 0 || trie_bytes == 0 || trie_bytes > map.size() - 4) return false;
+  std::vector<std::uint32_t> units(trie_bytes / 4);
+  std::memcpy(units.data(), map.data() + 4, trie_bytes);
+  const auto texts = map.subspan(4 + trie_bytes);
+  if (texts.empty() || texts.back() != std::byte{0}) return false;
+
+  std::vector<bool> seen(units.size(), false);
+  std::vector<std::uint32_t> open = {0};
+  seen[0] = true;
+  while (!open.empty()) {
+    const auto node = open.back();
+    open.pop_back();
+    const auto unit = units[node];
+    const std::uint64_t base = node ^ (std::uint64_t{unit >> 10} << ((unit & 0x200U) >> 6));
+    if ((base | 0xFF) >= units.size()) return false;
+    if ((unit & 0x100U) != 0 && (units[base] & 0x7FFFFFFFU) >= texts.size()) return false;
+    for (std::uint64_t label = 1; label < 256; ++label) {
+      const auto child = static_cast<std::uint32_t>(base ^ label);
+      if ((units[child] & 0x800000FFU) != label || seen[child]) continue;
+      seen[child] = true;
+      open.push_back(child);
+    }
+  }
+  return true;
+}
+
+/// What sentencepiece does not check itself of a model: ModelProto.normalizer_spec (3).precompiled_charsmap (2), and the
+/// same of denormalizer_spec (5).
+bool is_sound_model(Bytes model) {
+  while (!model.empty()) {
+    const auto field = next_field(model);
+    if (!field) return false;
+    if (field->number != 3 && field->number != 5) continue;
+    for (auto spec = field->bytes; !spec.empty();) {
+      const auto part = next_field(spec);
+      if (!part || (part->number == 2 && !is_sound_charsmap(part->bytes))) return false;
+    }
+  }
+  return true;
+}
+
 /// A token's text: written as a string or as {"content": "..."}.
 std::optional<std::string> token_text(const Json& value) {
   if (value.is_string()) return value.get<std::string>();
@@ -87,6 +183,7 @@ Status Tokenizer::State::read_model(const std::string& folder, const std::string
   if (bytes.empty() || bytes.size() > model_bytes_max)
     return broken(path, "has " + std::to_string(bytes.size()) + " bytes; a sentencepiece model has 1 to " +
                             std::to_string(model_bytes_max));
+  if (!is_sound_model(bytes)) return broken(path, "not a sentencepiece model, or a damaged one", "is the download complete?");
   // The processor keeps its own copy of the model.
   std::string why;
   try {
