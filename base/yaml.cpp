@@ -306,7 +306,7 @@ std::optional<std::vector<Step>> steps_of(std::string_view path) {
       } else if (!steps.empty()) {
         return std::nullopt;
       }
-      const auto end = std::min(path.find_first_of(".[", at), path.size());
+      const auto end = std::min(path.find_first_of(".[]", at), path.size());
       if (end == at) return std::nullopt;
       steps.push_back({std::string(path.substr(at, end - at)), 0, false});
       at = end;

@@ -79,6 +79,8 @@ std::string percent_text(double part) {
 constexpr std::size_t card_count_limit = 65'536;
 constexpr std::size_t list_limit = 262'144;
 
+bool is_count(const Json& value) { return value.is_number_unsigned() || (value.is_number_integer() && value.get<std::int64_t>() >= 0); }
+
 /// Fields of one JSON object, with complaints that name the place. The first mistake is kept.
 class Fields {
 public:
@@ -95,7 +97,7 @@ public:
   std::uint64_t whole(const char* key, std::uint64_t most) {
     const auto* value = find(key);
     if (value == nullptr) return 0;
-    if (!value->is_number_unsigned() || value->get<std::uint64_t>() > most) return complain(key, "should be a whole number, at most " + std::to_string(most)), 0;
+    if (!is_count(*value) || value->get<std::uint64_t>() > most) return complain(key, "should be a whole number, at most " + std::to_string(most)), 0;
     return value->get<std::uint64_t>();
   }
   std::uint32_t small(const char* key, std::uint32_t most) { return static_cast<std::uint32_t>(whole(key, most)); }
@@ -171,7 +173,7 @@ PlannedStage stage_in(const Json& json, const std::string& place, std::size_t ca
       rank.card = rank_fields.small("card", static_cast<std::uint32_t>(card_count - 1));
       if (!used.insert(rank.card).second) rank_fields.complain("card", "has a place in this stage already");
       rank_fields.list("slices", [&](const Json& slice, const std::string&) {
-        if (!slice.is_number_unsigned() || slice.get<std::uint64_t>() >= stage.slices) return rank_fields.complain("slices", "should be below " + std::to_string(stage.slices));
+        if (!is_count(slice) || slice.get<std::uint64_t>() >= stage.slices) return rank_fields.complain("slices", "should be below " + std::to_string(stage.slices));
         const auto index = slice.get<std::uint32_t>();
         if (have[index] || (!rank.slices.empty() && rank.slices.back() > index)) return rank_fields.complain("slices", "should be ascending and owned once");
         have[index] = true;
