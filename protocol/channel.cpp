@@ -158,7 +158,7 @@ bool Channel::next(Time now, FrameHeader& header, Shard& payload) {
     return true;
   }
   const bool stuck = flight_.empty() && !queue_.empty() && !may_send_new();
-  if ((stuck || demand_) && now >= std::max(heard_at_, probed_at_) + options_.probe_after) {
+  if ((stuck || probe_) && now >= std::max(heard_at_, probed_at_) + options_.probe_after) {
     fill(FrameKind::probe, header);
     offer_ = Offer::probe;
     return true;
@@ -219,7 +219,7 @@ Time Channel::next_due(Time now) const {
   if (ack_at_) due = std::min(due, *ack_at_);
   if (flight_.size() > due_count_ || (due_count_ > 0 && resend_allowance_ == 0))
     due = std::min(due, progress_at_ + backed_off(tries_));
-  if (demand_ || (flight_.empty() && !queue_.empty()))
+  if (probe_ || (flight_.empty() && !queue_.empty()))
     due = std::min(due, std::max(heard_at_, probed_at_) + options_.probe_after);
   return due;
 }
@@ -377,11 +377,15 @@ Channel::Event Channel::on_data(const FrameHeader& header, Shard& payload, Time 
     ack_due_ = true;
     return Event::nothing;
   }
-  if (header.sequence > received_through_ + flight_frames_max || received_charge_ >= granted_) {
+  // An honest sender is never more than one frame beyond its grant, in whatever order its frames come.
+  const auto charge = charge_of(header.payload_bytes);
+  if (header.sequence > received_through_ + flight_frames_max ||
+      received_charge_ + charge > granted_ + charge_of(payload_bytes_limit)) {
     ++statistics_.frames_bad;
     ack_due_ = true;
     return Event::nothing;
   }
+  const bool had_gap = !received_after_.empty();
   if (header.sequence == received_through_ + 1) {
     ++received_through_;
     while (!received_after_.empty() && *received_after_.begin() == received_through_ + 1) {
@@ -391,7 +395,6 @@ Channel::Event Channel::on_data(const FrameHeader& header, Shard& payload, Time 
   } else {
     received_after_.insert(header.sequence);
   }
-  const auto charge = charge_of(header.payload_bytes);
   received_charge_ += charge;
   ++statistics_.frames_received;
   statistics_.bytes_received += header.payload_bytes;
@@ -399,7 +402,7 @@ Channel::Event Channel::on_data(const FrameHeader& header, Shard& payload, Time 
   payload = Shard(std::make_shared<const CreditedPayload>(std::move(payload), account_, charge), view);
 
   const bool last = header.chunk_offset + header.payload_bytes == header.message_bytes;
-  if (last || !received_after_.empty() || ++unacked_frames_ >= ack_every_frames)
+  if (last || had_gap || !received_after_.empty() || ++unacked_frames_ >= ack_every_frames)
     ack_due_ = true;
   else if (!ack_at_)
     ack_at_ = now + options_.ack_delay;

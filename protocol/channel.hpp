@@ -118,7 +118,11 @@ public:
 
   /// The connection came (back) up: say hello again.
   void on_connected() { hello_due_ = true; }
-  void set_demand(bool demand) { demand_ = demand; }
+  /// `demand`: let the window grow. `probe`: ask a silent peer for a sign of life.
+  void set_demand(bool demand, bool probe) {
+    demand_ = demand;
+    probe_ = probe;
+  }
   /// True when the peer may send nothing more although someone waits: `unclaimed_bytes_max` is reached.
   bool exhausted() const;
   std::uint64_t unclaimed_bytes() const { return received_charge_ - account_->released.load(); }
@@ -198,6 +202,7 @@ private:
   std::uint64_t announced_ = 0;
   std::shared_ptr<CreditAccount> account_;
   bool demand_ = false;
+  bool probe_ = false;
   bool ack_due_ = false;
   std::optional<Time> ack_at_;
   std::uint32_t unacked_frames_ = 0;

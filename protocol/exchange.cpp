@@ -88,7 +88,8 @@ struct Exchange::State {
     std::optional<Time> heard_at;
     std::uint32_t waiters = 0;
     bool writable = true;
-    std::string problem;  // What is wrong with its frames; for the text of a timeout.
+    std::set<ErrorCode> problems;  // Logged already.
+    std::string problem;           // Why its frames cannot be used; for the text of a timeout.
   };
 
   State(ExchangeOptions o, std::unique_ptr<Transport> t, const Clock& c)
@@ -109,6 +110,8 @@ struct Exchange::State {
   std::map<PeerId, Peer> peers;  // Nodes stay where they are: channels refer to their statistics.
   std::unordered_map<MessageKey, Stored, KeyHash> stored;
   std::unordered_map<MessageKey, Waiter*, KeyHash> waiters;
+  // Asked for by try_receive and not there yet: as good as a waiter for the peer's credit.
+  std::unordered_set<MessageKey, KeyHash> polled;
   std::map<EndpointId, Error> failures;
   std::unordered_set<std::uint64_t> forgotten;
   std::map<EndpointId, SharedCallback> subscribers;
@@ -151,7 +154,7 @@ struct Exchange::State {
     if (!peer.channel) return;
     Shard payload;
     auto& channel = *peer.channel;
-    channel.set_demand(peer.waiters > 0 || !subscribers.empty());
+    channel.set_demand(peer.waiters > 0 || !subscribers.empty(), peer.waiters > 0);
     const auto now = clock.now();
     peer.writable = true;
     while (channel.next(now, header, payload)) {
@@ -202,6 +205,23 @@ struct Exchange::State {
     found->second->condition.notify_one();
   }
 
+  Peer* peer_of(EndpointId endpoint) {
+    const auto route = routes.find(endpoint);
+    return route == routes.end() || route->second == transport->self() ? nullptr : &peers[route->second];
+  }
+
+  template <class Choose>
+  void drop_polled(Choose choose) {
+    for (auto key = polled.begin(); key != polled.end();) {
+      if (!choose(*key)) {
+        ++key;
+        continue;
+      }
+      if (auto* peer = peer_of(key->source)) --peer->waiters;
+      key = polled.erase(key);
+    }
+  }
+
   template <class Choose>
   void fail_waiters(Choose choose, const Error& error) {
     for (auto& [key, waiter] : waiters)
@@ -221,6 +241,10 @@ struct Exchange::State {
   // The message is whole: to whoever waits, to a subscriber, or kept.
   void complete(const MessageKey& key, Stored& entry, Afterwards& afterwards) {
     entry.complete = true;
+    if (const auto asked = polled.find(key); asked != polled.end()) {
+      if (auto* peer = peer_of(key.source)) --peer->waiters;
+      polled.erase(asked);
+    }
     if (waiters.contains(key)) {
       finish(key, std::move(entry.message));
       stored.erase(key);
@@ -265,15 +289,16 @@ struct Exchange::State {
     return true;
   }
 
+  // Counts and, once per peer and kind of problem, says what was dropped.
   void note_problem(PeerId from, Peer* peer, const Error& error) {
+    bool first = false;
     if (!peer) {
-      if (frames_unknown++ == 0)
-        log_event(Level::warn, "frame.refused", {{"from", from}, {"why", error.message}});
-      return;
+      first = frames_unknown++ == 0;
+    } else {
+      first = peer->problems.insert(error.code).second;
+      if (error.code == ErrorCode::version_mismatch) peer->problem = error.message;
     }
-    if (peer->problem != error.message)
-      log_event(Level::warn, "frame.refused", {{"from", from}, {"why", error.message}});
-    peer->problem = error.message;
+    if (first) log_event(Level::warn, "frame.refused", {{"from", from}, {"why", error.message}});
   }
 
   Error timeout_error(const MessageKey& key) const {
@@ -451,6 +476,7 @@ Status Exchange::set_routes(std::uint64_t epoch, std::uint64_t plan_digest, std:
       for (auto& [id, peer] : state.peers)
         if (peer.channel) afterwards.channels.push_back(std::move(peer.channel));
     }
+    state.drop_polled([](const MessageKey&) { return true; });  // Counted at the peer of their route.
     state.epoch = epoch;
     state.plan_digest = plan_digest;
     state.routes = std::move(routes);
@@ -579,20 +605,26 @@ Result<Message> Exchange::receive(const MessageKey& key, Time deadline) {
     }
     waiter.condition.wait_for(lock, std::min<Duration>(deadline - now, long_sleep));
   }
-  if (remote && --state.peers[where].waiters == 0 && state.peers[where].channel)
-    state.peers[where].channel->set_demand(!state.subscribers.empty());
+  if (remote) --state.peers[where].waiters;
   state.waiters.erase(key);
   if (state.closing && state.waiters.empty()) state.no_waiters.notify_all();
   return std::move(*waiter.outcome);
 }
 
 std::optional<Message> Exchange::try_receive(const MessageKey& key) {
-  const std::lock_guard lock(state_->mutex);
-  const auto found = state_->stored.find(key);
-  if (found == state_->stored.end() || !found->second.complete) return std::nullopt;
-  auto message = std::move(found->second.message);
-  state_->stored.erase(found);
-  return message;
+  return state_->locked([&](Afterwards& afterwards) -> std::optional<Message> {
+    auto& state = *state_;
+    const auto found = state.stored.find(key);
+    if (found != state.stored.end() && found->second.complete) {
+      auto message = std::move(found->second.message);
+      state.stored.erase(found);
+      return message;
+    }
+    auto* peer = state.peer_of(key.source);
+    if (peer && !state.forgotten.contains(key.request) && state.polled.insert(key).second && peer->waiters++ == 0)
+      state.flush(state.routes.at(key.source), *peer, afterwards);
+    return std::nullopt;
+  });
 }
 
 void Exchange::subscribe(EndpointId target, Callback callback) {
@@ -628,6 +660,7 @@ void Exchange::forget(std::uint64_t request) {
         ++entry;
       }
     }
+    state.drop_polled([&](const MessageKey& key) { return key.request == request; });
     state.fail_waiters([&](const MessageKey& key) { return key.request == request; },
                        Error{ErrorCode::cancelled, "request " + std::to_string(request) + " was cancelled"});
   });

@@ -90,7 +90,7 @@ public:
   /// stale_epoch, cancelled (forget), the source's sticky error, not_found (no route), or out_of_step if another
   /// thread waits for the same message.
   Result<Message> receive(const MessageKey& key, Time deadline);
-  /// The message if it is complete already; nothing otherwise.
+  /// The message if it is complete already. Otherwise nothing, and until it came it counts as waited for.
   std::optional<Message> try_receive(const MessageKey& key);
 
   /// From now on messages to `target` go to `callback`, in order of completion, instead of being kept for

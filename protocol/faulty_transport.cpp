@@ -53,6 +53,7 @@ FaultyTransport::~FaultyTransport() { close(); }
 void FaultyTransport::set_faults(FaultOptions options) {
   const std::lock_guard lock(state_->mutex);
   state_->options = options;
+  state_->random = Random(options.seed);
 }
 
 void FaultyTransport::cut(PeerId peer) {

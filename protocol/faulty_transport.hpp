@@ -37,7 +37,7 @@ public:
   FaultyTransport(std::unique_ptr<Transport> inner, FaultOptions options);
   ~FaultyTransport() override;
 
-  /// From now on; the seed's sequence goes on.
+  /// From now on, beginning with the seed.
   void set_faults(FaultOptions options);
   /// Loses everything to this peer until `heal`. Cut both ends for a full partition.
   void cut(PeerId peer);

@@ -61,16 +61,16 @@ const char* read_fields(wire::FrameHeader::Reader reader, FrameHeader& header) {
   header.acked = reader.getAcked();
   header.acked_after = reader.getAckedAfter();
   header.granted = reader.getGranted();
-  header.key = {.request = reader.getRequest(), .step = reader.getStep(), .stream = reader.getStream(),
-                .part = reader.getPart(), .op = reader.getOp(), .source = reader.getSource(),
-                .target = reader.getTarget()};
-  header.message_bytes = reader.getMessageBytes();
-  header.chunk_offset = reader.getChunkOffset();
   header.payload_bytes = reader.getPayloadBytes();
   header.checksum = reader.getChecksum();
-  header.refusal = static_cast<ErrorCode>(reader.getRefusal());
+  if (header.kind == FrameKind::refusal) header.refusal = static_cast<ErrorCode>(reader.getRefusal());
   const auto dtype = static_cast<std::uint16_t>(reader.getDtype());
   if (header.kind == FrameKind::data) {
+    header.key = {.request = reader.getRequest(), .step = reader.getStep(), .stream = reader.getStream(),
+                  .part = reader.getPart(), .op = reader.getOp(), .source = reader.getSource(),
+                  .target = reader.getTarget()};
+    header.message_bytes = reader.getMessageBytes();
+    header.chunk_offset = reader.getChunkOffset();
     if (dtype < 1 || dtype > static_cast<std::uint16_t>(DType::boolean)) return "unknown dtype";
     header.dtype = static_cast<DType>(dtype);
     const auto shape = reader.getShape();
