@@ -28,8 +28,12 @@ Status check_size(const TransformerConfig& config, std::uint64_t frames, std::ui
     if (extents[axis] == 0 || extents[axis] > extent_max) return Error{ErrorCode::invalid_request, what + " cannot be used"};
     if (extents[axis] % config.patch[axis] != 0)
       return Error{ErrorCode::invalid_request, what + " is not a multiple of the model's patch size " + std::to_string(config.patch[axis])};
-    if (extents[axis] > config.max_size[axis])
-      return Error{ErrorCode::invalid_request, what + " is more than the model's max_size " + std::to_string(config.max_size[axis])};
+    // Learnable positions end with their tables; rotary ones reach as far as the longest axis.
+    std::uint64_t most = config.max_size[axis] / config.patch[axis];
+    if (!config.learnable_positions)
+      for (std::size_t other = 0; other < 3; ++other) most = std::max(most, config.max_size[other] / config.patch[other]);
+    if (extents[axis] / config.patch[axis] > most)
+      return Error{ErrorCode::invalid_request, what + " is more than the model's max_size allows, " + std::to_string(most * config.patch[axis])};
   }
   return Done{};
 }

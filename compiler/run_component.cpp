@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <utility>
 
 #include "compiler/models/cosmos_codec.hpp"
 
@@ -124,6 +125,18 @@ std::span<const T> item(std::span<const T> all, std::uint64_t index, std::uint64
   return all.subspan(index * (all.size() / count), all.size() / count);
 }
 
+/// [B,S] to 0 and 1; each item must keep something, or its softmax has nothing to weigh.
+Status to_mask(Tensor& mask) {
+  for (auto& value : mask.as<float>()) value = value != 0 ? 1.0F : 0.0F;
+  const auto batch = mask.shape()[0];
+  for (std::uint64_t i = 0; i < batch; ++i) {
+    const auto row = item<float>(mask.as<float>(), i, batch);
+    if (std::all_of(row.begin(), row.end(), [](float keep) { return keep == 0; }))
+      return bad_input("input 'attention_mask' keeps no text row of item " + std::to_string(i));
+  }
+  return Done{};
+}
+
 Shape batched(std::uint64_t batch, const Shape& shape) {
   Shape all = {batch};
   all.insert(all.end(), shape.begin(), shape.end());
@@ -172,12 +185,7 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
   }
   if (shape.attention_mask) {
     ORRERY_TRY(given, inputs.floats("attention_mask", {batch, shape.text_rows}, "[B,S]"));
-    for (auto& value : given.as<float>()) value = value != 0 ? 1.0F : 0.0F;
-    for (std::uint64_t i = 0; i < batch; ++i) {
-      const auto row = item<float>(given.as<float>(), i, batch);
-      if (std::all_of(row.begin(), row.end(), [](float keep) { return keep == 0; }))
-        return bad_input("input 'attention_mask' keeps no text row of item " + std::to_string(i));
-    }
+    ORRERY_TRY_DONE(to_mask(given));
     key_mask = std::move(given);
   }
   if (inputs.has("padding_mask")) {
@@ -227,7 +235,7 @@ Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const Wei
   std::fill(mask.as<float>().begin(), mask.as<float>().end(), 1.0F);
   if (masked) {
     ORRERY_TRY(given, inputs.floats("attention_mask", {batch, rows}, "[B,S]"));
-    for (auto& value : given.as<float>()) value = value != 0 ? 1.0F : 0.0F;
+    ORRERY_TRY_DONE(to_mask(given));
     mask = std::move(given);
   }
   const auto layout = single_card(slice_count_of(config, options.slices));

@@ -287,6 +287,23 @@ TEST_CASE("passes: a set that was tampered with does not pass its check", "[comp
   refuses("no such slice", [&](auto& set) { first_of(set, Op::linear_from_slices).slices[0] = 99; });
 }
 
+// For README.md: `test_compiler "[print]"`.
+TEST_CASE("passes: one block on the second of two cards, printed", "[.][print]") {
+  auto config = tiny();
+  config.layers = 1;
+  auto shape = shape_of(2, 4, 8);
+  shape.guidance = false;
+  Layout layout = single_card(8);
+  layout.owned = {{{0, 1, 2, 3}, {4, 5, 6, 7}}};
+  layout.rank = 1;
+  for (const auto split : {Split::tensor, Split::sequence}) {
+    layout.split = split;
+    PassTrace trace;
+    REQUIRE(compile_denoiser(config, denoiser_weights(config, layout, Compute::bf16).value(), layout, Compute::bf16, shape, &trace).ok());
+    for (const auto& [pass, text] : trace.entries) std::cout << "=== " << pass << "\n" << text;
+  }
+}
+
 TEST_CASE("compile: sizes that the model cannot make are refused", "[compiler][hostile]") {
   const auto config = tiny();
   const auto layout = single_card(8);
