@@ -47,6 +47,8 @@ std::unique_ptr<Exchange> open(const std::string& folder, PeerId self, const Clo
   return std::move(exchange).value();
 }
 
+std::string problem_of(const Status& status) { return status.ok() ? "" : status.error().message; }
+
 struct Child {
   pid_t pid = 0;
   Child(const std::string& folder, std::uint64_t epoch) {
@@ -77,11 +79,12 @@ TEST_CASE("two processes: the other end", "[.echo-process]") {
   const auto exchange = open(folder, 1, clock);
   REQUIRE(exchange->set_routes(std::stoull(epoch), 1, routes).ok());
   for (std::uint32_t op = 0;; ++op) {
-    const auto message = exchange->receive(key_of(op, 0), clock.now() + 60s);
-    if (!message.ok()) return;
+    const auto message = exchange->receive(key_of(op, 0), clock.now() + 20s);
+    if (!message.ok()) FAIL(message.error().text());
     std::vector<std::byte> bytes(message.value().bytes());
     message.value().copy_to(bytes);
-    if (!exchange->send(key_of(op, 1), DType::u8, {bytes.size()}, Shard::of(std::move(bytes))).ok()) return;
+    if (const auto sent = exchange->send(key_of(op, 1), DType::u8, {size}, Shard::of(std::move(bytes))); !sent.ok())
+      FAIL(sent.error().text());
   }
 }
 
@@ -93,7 +96,7 @@ TEST_CASE("two processes: messages come back; a killed process is replaced in a 
     auto exchange = open(folder, 0, clock);
     const auto echo = [&](std::uint32_t op) {
       if (const auto sent = exchange->send(key_of(op, 0), DType::u8, {size}, Shard::of(pattern(op))); !sent.ok()) return sent;
-      const auto message = exchange->receive(key_of(op, 1), clock.now() + 60s);
+      const auto message = exchange->receive(key_of(op, 1), clock.now() + 20s);
       if (!message.ok()) return Status(message.error());
       std::vector<std::byte> bytes(message.value().bytes());
       message.value().copy_to(bytes);
@@ -103,7 +106,7 @@ TEST_CASE("two processes: messages come back; a killed process is replaced in a 
 
     REQUIRE(exchange->set_routes(1, 1, routes).ok());
     Child first(folder, 1);
-    for (std::uint32_t op = 0; op < op_count; ++op) REQUIRE(echo(op).ok());
+    for (std::uint32_t op = 0; op < op_count; ++op) REQUIRE(problem_of(echo(op)) == "");
     first.kill();
 
     // Its successor comes up in the same epoch: what the first one owed is lost, and said to be.
@@ -115,7 +118,7 @@ TEST_CASE("two processes: messages come back; a killed process is replaced in a 
 
     REQUIRE(exchange->set_routes(2, 1, routes).ok());
     Child third(folder, 2);
-    for (std::uint32_t op = 0; op < op_count; ++op) REQUIRE(echo(op).ok());
+    for (std::uint32_t op = 0; op < op_count; ++op) REQUIRE(problem_of(echo(op)) == "");
   }
   std::filesystem::remove_all(folder);
 }
