@@ -143,10 +143,19 @@ std::string number_text(double value) {
 std::string weight_text(const WeightSpec& weight) {
   std::string text = weight.tensor;
   if (weight.shape.empty() || weight.rows() != weight.shape[0])
-    text.append("[").append(std::to_string(weight.row_begin)).append(":").append(std::to_string(weight.row_end)).append("]");
-  const auto all_columns = weight.shape.empty() ? 1 : element_count(weight.shape) / std::max<std::uint64_t>(weight.shape[0], 1);
+    text.append("[")
+        .append(std::to_string(weight.row_begin))
+        .append(":")
+        .append(std::to_string(weight.row_end))
+        .append("]");
+  const auto all_columns =
+      weight.shape.empty() ? 1 : element_count(weight.shape) / std::max<std::uint64_t>(weight.shape[0], 1);
   if (weight.columns() != all_columns)
-    text.append("[:,").append(std::to_string(weight.column_begin)).append(":").append(std::to_string(weight.column_end)).append("]");
+    text.append("[:,")
+        .append(std::to_string(weight.column_begin))
+        .append(":")
+        .append(std::to_string(weight.column_end))
+        .append("]");
   return text;
 }
 
@@ -154,7 +163,8 @@ std::string weight_text(const WeightSpec& weight) {
 
 std::string ProgramSet::text() const {
   std::string text = component + ": state " + std::to_string(state_bytes) + " B, activations " +
-                     std::to_string(activation_bytes) + " B, weights " + std::to_string(weights ? weights->bytes() : 0) + " B\n";
+                     std::to_string(activation_bytes) + " B, weights " +
+                     std::to_string(weights ? weights->bytes() : 0) + " B\n";
   const auto slot_text = [&](SlotId id) {
     return id < slots.size() ? "%" + std::to_string(id) + " " + slots[id].name : "%" + std::to_string(id) + "?";
   };
@@ -192,10 +202,12 @@ std::string ProgramSet::text() const {
           text.append(s > 0 ? " " : "").append(std::to_string(command.slices[s]));
         text += ")";
       }
-      for (const auto& [attr, value] : command.attrs) text += " " + std::string(cards::name_of(attr)) + "=" + number_text(value);
+      for (const auto& [attr, value] : command.attrs)
+        text += " " + std::string(cards::name_of(attr)) + "=" + number_text(value);
       if (!command.after.empty()) {
         text += " after(";
-        for (std::size_t a = 0; a < command.after.size(); ++a) text.append(a > 0 ? " " : "").append(std::to_string(command.after[a]));
+        for (std::size_t a = 0; a < command.after.size(); ++a)
+          text.append(a > 0 ? " " : "").append(std::to_string(command.after[a]));
         text += ")";
       }
       if (!command.reuses.empty()) {
@@ -251,7 +263,8 @@ public:
         if (!problem_.empty()) break;
         expect(extent(in(0), 0) == c.weights.size(), "slices", extent(in(0), 0), c.weights.size());
         expect(c.slices.size() == c.weights.size(), "slice numbers", c.slices.size(), c.weights.size());
-        for (const auto slice : c.slices) expect(slice < c.count(Attr::slice_count), "slice number", slice, c.count(Attr::slice_count));
+        for (const auto slice : c.slices)
+          expect(slice < c.count(Attr::slice_count), "slice number", slice, c.count(Attr::slice_count));
         if (!problem_.empty()) break;
         const auto pieces = pieces_of(c.slices, static_cast<std::uint32_t>(c.count(Attr::slice_count))).size();
         expect(extent(out(0), 0) == pieces, "pieces", extent(out(0), 0), pieces);
@@ -273,14 +286,17 @@ public:
         expect(in(0).shape == out(0).shape, "output elements", count(out(0)), count(in(0)));
         expect(extent(in(0), 0) == extent(in(1), 0), "key slices", extent(in(1), 0), extent(in(0), 0));
         expect(extent(in(0), 2) == extent(in(1), 2), "key width", extent(in(1), 2), extent(in(0), 2));
-        expect(head > 0 && extent(in(0), 2) % std::max<std::uint64_t>(head, 1) == 0, "slice width", extent(in(0), 2), head);
+        expect(head > 0 && extent(in(0), 2) % std::max<std::uint64_t>(head, 1) == 0, "slice width", extent(in(0), 2),
+               head);
         if (!problem_.empty()) break;
         const auto longest = std::max(extent(in(0), 1), extent(in(1), 1));
         if (c.count(Attr::has_bias)) {
           const auto expected = extent(in(0), 0) * (extent(in(0), 2) / head) * (2 * longest - 1);
           expect(count(in(3)) == expected, "bias elements", count(in(3)), expected);
         }
-        if (c.count(Attr::has_mask)) expect(count(in(2 + optional)) == extent(in(1), 1), "mask elements", count(in(2 + optional)), extent(in(1), 1));
+        if (c.count(Attr::has_mask))
+          expect(count(in(2 + optional)) == extent(in(1), 1), "mask elements", count(in(2 + optional)),
+                 extent(in(1), 1));
         break;
       }
       case Op::head_norm_rope: {
@@ -292,9 +308,11 @@ public:
         rank(in(0), 3);
         if (!problem_.empty()) break;
         const auto head = size(weight(0));
-        expect(head > 0 && extent(in(0), 2) % std::max<std::uint64_t>(head, 1) == 0, "slice width", extent(in(0), 2), head);
+        expect(head > 0 && extent(in(0), 2) % std::max<std::uint64_t>(head, 1) == 0, "slice width", extent(in(0), 2),
+               head);
         for (std::size_t i = 1; i < c.inputs.size(); ++i)
-          expect(count(in(i)) == extent(in(0), 1) * (head / 2), "rotary table elements", count(in(i)), extent(in(0), 1) * (head / 2));
+          expect(count(in(i)) == extent(in(0), 1) * (head / 2), "rotary table elements", count(in(i)),
+                 extent(in(0), 1) * (head / 2));
         break;
       }
       case Op::relative_bias: {
@@ -344,21 +362,22 @@ public:
       case Op::slice_columns:
         if (!arity(1, 1, 1, 0, 0)) break;
         expect(rows(in(0)) == rows(out(0)), "output rows", rows(out(0)), rows(in(0)));
-        expect(c.count(Attr::begin) + last(out(0)) <= last(in(0)), "last column", c.count(Attr::begin) + last(out(0)), last(in(0)));
+        expect(c.count(Attr::begin) + last(out(0)) <= last(in(0)), "last column", c.count(Attr::begin) + last(out(0)),
+               last(in(0)));
         break;
       case Op::copy_rows:
         if (!arity(1, 1, 1, 0, 0)) break;
         expect(last(in(0)) == last(out(0)), "output columns", last(out(0)), last(in(0)));
-        expect(c.count(Attr::begin) + rows(out(0)) <= rows(in(0)), "last row", c.count(Attr::begin) + rows(out(0)), rows(in(0)));
+        expect(c.count(Attr::begin) + rows(out(0)) <= rows(in(0)), "last row", c.count(Attr::begin) + rows(out(0)),
+               rows(in(0)));
         break;
       case Op::embedding:
         if (!arity(1, 1, 1, 1, 1)) break;
         type(in(0), DType::i32);
-        expect(count(out(0)) == count(in(0)) * weight(0).columns(), "output elements", count(out(0)), count(in(0)) * weight(0).columns());
+        expect(count(out(0)) == count(in(0)) * weight(0).columns(), "output elements", count(out(0)),
+               count(in(0)) * weight(0).columns());
         break;
-      case Op::timestep_embedding:
-        arity(0, 0, 1, 0, 0);
-        break;
+      case Op::timestep_embedding: arity(0, 0, 1, 0, 0); break;
       case Op::rope_table: {
         if (!arity(0, 0, 2, 0, 0)) break;
         same_count(out(0), out(1));
@@ -368,7 +387,8 @@ public:
       }
       case Op::learnable_positions:
         if (!arity(0, 0, 1, 3, 3)) break;
-        for (std::size_t i = 0; i < 3; ++i) expect(weight(i).columns() == last(out(0)), "table width", weight(i).columns(), last(out(0)));
+        for (std::size_t i = 0; i < 3; ++i)
+          expect(weight(i).columns() == last(out(0)), "table width", weight(i).columns(), last(out(0)));
         expect(c.count(Attr::frames) <= weight(0).rows(), "frames", c.count(Attr::frames), weight(0).rows());
         expect(c.count(Attr::height) <= weight(1).rows(), "height", c.count(Attr::height), weight(1).rows());
         expect(c.count(Attr::width) <= weight(2).rows(), "width", c.count(Attr::width), weight(2).rows());
@@ -383,7 +403,8 @@ public:
         const auto columns = (extent(in(0), 0) + optional) * patch;
         expect(last(out(0)) == columns, "token elements", last(out(0)), columns);
         const auto tokens = count(in(0)) / std::max<std::uint64_t>(extent(in(0), 0) * patch, 1);
-        expect(c.count(Attr::begin) + rows(out(0)) <= tokens, "last token", c.count(Attr::begin) + rows(out(0)), tokens);
+        expect(c.count(Attr::begin) + rows(out(0)) <= tokens, "last token", c.count(Attr::begin) + rows(out(0)),
+               tokens);
         break;
       }
       case Op::unpatchify:
@@ -404,15 +425,16 @@ public:
       case Op::conv_temporal:
         if (!arity(1, 2, 1, 2, 2)) break;
         expect(last(out(0)) == weight(0).rows(), "output channels", last(out(0)), weight(0).rows());
-        expect(weight(0).columns() == last(in(0)) * (c.op == Op::conv_spatial ? 9 : 3), "weight columns", weight(0).columns(),
-               last(in(0)) * (c.op == Op::conv_spatial ? 9 : 3));
+        expect(weight(0).columns() == last(in(0)) * (c.op == Op::conv_spatial ? 9 : 3), "weight columns",
+               weight(0).columns(), last(in(0)) * (c.op == Op::conv_spatial ? 9 : 3));
         expect(size(weight(1)) == weight(0).rows(), "bias length", size(weight(1)), weight(0).rows());
         break;
       case Op::take_frame:
         if (!arity(1, 1, 1, 0, 0)) break;
         rank(in(0), 4);
         if (!problem_.empty()) break;
-        expect(count(out(0)) * extent(in(0), 0) == count(in(0)), "output elements", count(out(0)), count(in(0)) / std::max<std::uint64_t>(extent(in(0), 0), 1));
+        expect(count(out(0)) * extent(in(0), 0) == count(in(0)), "output elements", count(out(0)),
+               count(in(0)) / std::max<std::uint64_t>(extent(in(0), 0), 1));
         break;
       case Op::temporal_attention:
         if (!arity(3, 5, 1, 0, 0)) break;
@@ -481,11 +503,14 @@ private:
   void expect(bool holds, const char* what, std::uint64_t got, std::uint64_t expected) {
     if (!holds) fail(std::string(what) + ": " + std::to_string(got) + ", expected " + std::to_string(expected));
   }
-  bool arity(std::size_t in_min, std::size_t in_max, std::size_t outs, std::size_t weights_min, std::size_t weights_max) {
+  bool arity(std::size_t in_min, std::size_t in_max, std::size_t outs, std::size_t weights_min,
+             std::size_t weights_max) {
     const auto& c = command_;
-    if (c.inputs.size() < in_min || c.inputs.size() > in_max) fail("has " + std::to_string(c.inputs.size()) + " inputs");
+    if (c.inputs.size() < in_min || c.inputs.size() > in_max)
+      fail("has " + std::to_string(c.inputs.size()) + " inputs");
     if (c.outputs.size() != outs) fail("has " + std::to_string(c.outputs.size()) + " outputs");
-    if (c.weights.size() < weights_min || c.weights.size() > weights_max) fail("has " + std::to_string(c.weights.size()) + " weights");
+    if (c.weights.size() < weights_min || c.weights.size() > weights_max)
+      fail("has " + std::to_string(c.weights.size()) + " weights");
     return problem_.empty();
   }
   void rank(const Slot& slot, std::size_t expected) {
@@ -493,15 +518,18 @@ private:
   }
   void type(const Slot& slot, DType expected) {
     if (slot.dtype != expected)
-      fail(slot.name + " is " + std::string(orrery::name_of(slot.dtype)) + ", expected " + std::string(orrery::name_of(expected)));
+      fail(slot.name + " is " + std::string(orrery::name_of(slot.dtype)) + ", expected " +
+           std::string(orrery::name_of(expected)));
   }
   void same_count(const Slot& a, const Slot& b) { expect(count(a) == count(b), "elements", count(b), count(a)); }
   void in_place() {
-    if (command_.inputs.empty() || command_.outputs[0] != command_.inputs[0]) fail("works in place, but its output is another slot");
+    if (command_.inputs.empty() || command_.outputs[0] != command_.inputs[0])
+      fail("works in place, but its output is another slot");
   }
   void grid_rows() {
     const auto tokens = command_.count(Attr::frames) * command_.count(Attr::height) * command_.count(Attr::width);
-    expect(command_.count(Attr::begin) + rows(out(0)) <= tokens, "last row", command_.count(Attr::begin) + rows(out(0)), tokens);
+    expect(command_.count(Attr::begin) + rows(out(0)) <= tokens, "last row", command_.count(Attr::begin) + rows(out(0)),
+           tokens);
   }
   void exchange() {
     if (!command_.attrs.contains(Attr::exchange)) fail("has no exchange id");
@@ -517,12 +545,15 @@ bool keeps_state(const Command& command, std::size_t input) {
   return (command.op == Op::conv_temporal && input == 1) || (command.op == Op::temporal_attention && input >= 3);
 }
 
-bool overlap(const Slot& a, const Slot& b) { return a.offset < b.offset + b.bytes() && b.offset < a.offset + a.bytes(); }
+bool overlap(const Slot& a, const Slot& b) {
+  return a.offset < b.offset + b.bytes() && b.offset < a.offset + a.bytes();
+}
 
 /// Program by program: reads after writes, lifetimes in memory, order between queues.
 class ProgramCheck {
 public:
-  ProgramCheck(const ProgramSet& set, const Program& program) : set_(set), program_(program), lives_(set.slots.size()) {}
+  ProgramCheck(const ProgramSet& set, const Program& program)
+      : set_(set), program_(program), lives_(set.slots.size()) {}
 
   std::string problem() {
     for (const auto& [name, id] : set_.inputs) lives_[id].input = true;
@@ -577,7 +608,8 @@ private:
       touch(id, i);
     }
     for (const auto id : command.outputs) touch(id, i);
-    if (auto complaint = ShapeCheck(set_, command).problem(); !complaint.empty()) problem_ = place(i) + ": " + complaint;
+    if (auto complaint = ShapeCheck(set_, command).problem(); !complaint.empty())
+      problem_ = place(i) + ": " + complaint;
   }
 
   void check_lifetimes() {
@@ -593,7 +625,8 @@ private:
       std::erase_if(alive, [&](SlotId other) { return lives_[other].last < lives_[id].first; });
       for (const auto other : alive)
         if (overlap(set_.slots[id], set_.slots[other])) {
-          problem_ = "slots " + set_.slots[other].name + " and " + set_.slots[id].name + " share bytes while both are live";
+          problem_ =
+              "slots " + set_.slots[other].name + " and " + set_.slots[id].name + " share bytes while both are live";
           return;
         }
       alive.push_back(id);
@@ -619,7 +652,8 @@ private:
     std::vector<SlotId> used;
     for (SlotId id = 0; id < set_.slots.size(); ++id)
       if (lives_[id].used && set_.slots[id].bytes() > 0) used.push_back(id);
-    std::sort(used.begin(), used.end(), [&](SlotId a, SlotId b) { return set_.slots[a].offset < set_.slots[b].offset; });
+    std::sort(used.begin(), used.end(),
+              [&](SlotId a, SlotId b) { return set_.slots[a].offset < set_.slots[b].offset; });
     std::vector<std::vector<SlotId>> neighbours(set_.slots.size());
     for (std::size_t a = 0; a < used.size(); ++a)
       for (std::size_t b = a; b < used.size(); ++b) {

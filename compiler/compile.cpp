@@ -25,15 +25,19 @@ Status check_size(const TransformerConfig& config, std::uint64_t frames, std::ui
   const std::uint64_t extents[] = {frames, height, width};
   for (std::size_t axis = 0; axis < 3; ++axis) {
     const auto what = std::string("latent ") + names[axis] + " of " + std::to_string(extents[axis]);
-    if (extents[axis] == 0 || extents[axis] > extent_max) return Error{ErrorCode::invalid_request, what + " cannot be used"};
+    if (extents[axis] == 0 || extents[axis] > extent_max)
+      return Error{ErrorCode::invalid_request, what + " cannot be used"};
     if (extents[axis] % config.patch[axis] != 0)
-      return Error{ErrorCode::invalid_request, what + " is not a multiple of the model's patch size " + std::to_string(config.patch[axis])};
+      return Error{ErrorCode::invalid_request,
+                   what + " is not a multiple of the model's patch size " + std::to_string(config.patch[axis])};
     // Learnable positions end with their tables; rotary ones reach as far as the longest axis.
     std::uint64_t most = config.max_size[axis] / config.patch[axis];
     if (!config.learnable_positions)
-      for (std::size_t other = 0; other < 3; ++other) most = std::max(most, config.max_size[other] / config.patch[other]);
+      for (std::size_t other = 0; other < 3; ++other)
+        most = std::max(most, config.max_size[other] / config.patch[other]);
     if (extents[axis] / config.patch[axis] > most)
-      return Error{ErrorCode::invalid_request, what + " is more than the model's max_size allows, " + std::to_string(most * config.patch[axis])};
+      return Error{ErrorCode::invalid_request,
+                   what + " is more than the model's max_size allows, " + std::to_string(most * config.patch[axis])};
   }
   return Done{};
 }
@@ -41,20 +45,24 @@ Status check_size(const TransformerConfig& config, std::uint64_t frames, std::ui
 Status check_slices(const Layout& layout, std::uint64_t heads, std::uint64_t feed_forward) {
   ORRERY_TRY_DONE(check_layout(layout));
   if (heads % layout.slice_count != 0 || feed_forward % layout.slice_count != 0)
-    return Error{ErrorCode::internal, std::to_string(layout.slice_count) + " slices do not divide the model's heads and feed-forward width"};
+    return Error{ErrorCode::internal,
+                 std::to_string(layout.slice_count) + " slices do not divide the model's heads and feed-forward width"};
   return Done{};
 }
 
 Status check_denoiser(const TransformerConfig& config, const DenoiserShape& shape) {
   if (config.in_channels != config.out_channels)
-    return Error{ErrorCode::unsupported, "the transformer takes " + std::to_string(config.in_channels) + " channels and gives " +
-                                             std::to_string(config.out_channels) + ": a Video2World model",
+    return Error{ErrorCode::unsupported,
+                 "the transformer takes " + std::to_string(config.in_channels) + " channels and gives " +
+                     std::to_string(config.out_channels) + ": a Video2World model",
                  "use a Text2World model"};
   ORRERY_TRY_DONE(check_size(config, shape.frames, shape.height, shape.width));
   const auto rows_fit = [&](std::uint64_t rows) { return rows >= 1 && rows <= shape.padded_rows; };
-  if (shape.padded_rows > extent_max || !rows_fit(shape.prompt_rows) || (shape.guidance && !rows_fit(shape.negative_rows)))
-    return Error{ErrorCode::invalid_request, "text of " + std::to_string(shape.prompt_rows) + " and " + std::to_string(shape.negative_rows) +
-                                                 " rows does not fit " + std::to_string(shape.padded_rows)};
+  if (shape.padded_rows > extent_max || !rows_fit(shape.prompt_rows) ||
+      (shape.guidance && !rows_fit(shape.negative_rows)))
+    return Error{ErrorCode::invalid_request, "text of " + std::to_string(shape.prompt_rows) + " and " +
+                                                 std::to_string(shape.negative_rows) + " rows does not fit " +
+                                                 std::to_string(shape.padded_rows)};
   if (shape.fps && !(*shape.fps > 0)) return Error{ErrorCode::invalid_request, "fps must be more than 0"};
   return Done{};
 }
@@ -83,14 +91,16 @@ Status check_layout(const Layout& layout) {
   const auto fail = [](const std::string& what) { return Error{ErrorCode::internal, "layout: " + what}; };
   if (layout.slice_count == 0) return fail("no slices");
   if (layout.owned.empty() || layout.owned.size() > 2) return fail(std::to_string(layout.owned.size()) + " groups");
-  if (layout.group >= layout.owned.size() || layout.rank >= layout.owned[layout.group].size()) return fail("this rank does not exist");
+  if (layout.group >= layout.owned.size() || layout.rank >= layout.owned[layout.group].size())
+    return fail("this rank does not exist");
   for (const auto& group : layout.owned) {
     std::set<std::uint32_t> seen;
     for (const auto& slices : group) {
       if (slices.empty()) return fail("a rank owns no slice");
       if (!std::is_sorted(slices.begin(), slices.end())) return fail("slices are not in ascending order");
       for (const auto slice : slices)
-        if (slice >= layout.slice_count || !seen.insert(slice).second) return fail("slice " + std::to_string(slice) + " is owned twice or does not exist");
+        if (slice >= layout.slice_count || !seen.insert(slice).second)
+          return fail("slice " + std::to_string(slice) + " is owned twice or does not exist");
     }
     if (seen.size() != layout.slice_count) return fail("some slices have no owner");
   }
@@ -105,21 +115,23 @@ std::shared_ptr<const cards::WeightSet> weights_of(const Graph& graph, const Lay
   for (const auto& program : local.programs)
     for (const auto& node : program.nodes)
       for (const auto& weight : node.weights) {
-        auto key = weight.tensor + '|' + std::to_string(static_cast<int>(weight.form)) + '|' + std::to_string(weight.row_begin) + '|' +
-                   std::to_string(weight.column_begin);
+        auto key = weight.tensor + '|' + std::to_string(static_cast<int>(weight.form)) + '|' +
+                   std::to_string(weight.row_begin) + '|' + std::to_string(weight.column_begin);
         if (seen.insert(std::move(key)).second) set->weights.push_back(weight);
       }
   return set;
 }
 
-Result<std::shared_ptr<const cards::ProgramSet>> compile_graph(Graph graph, std::shared_ptr<const cards::WeightSet> weights,
+Result<std::shared_ptr<const cards::ProgramSet>> compile_graph(Graph graph,
+                                                               std::shared_ptr<const cards::WeightSet> weights,
                                                                const Layout& layout, PassTrace* trace) {
   const auto note = [&](const char* pass, std::string text) {
     if (trace != nullptr) trace->entries.push_back({pass, std::move(text)});
   };
   ORRERY_TRY_DONE(check_layout(layout));
   if (trace != nullptr) note("front end", graph.text());
-  if (auto problem = shape_problem(graph); !problem.empty()) return Error{ErrorCode::internal, graph.component + ": " + problem};
+  if (auto problem = shape_problem(graph); !problem.empty())
+    return Error{ErrorCode::internal, graph.component + ": " + problem};
   graph = fuse(std::move(graph));
   if (trace != nullptr) note("fuse", graph.text());
   graph = split(graph, layout);
@@ -130,14 +142,16 @@ Result<std::shared_ptr<const cards::ProgramSet>> compile_graph(Graph graph, std:
   return std::shared_ptr<const cards::ProgramSet>(std::move(set));
 }
 
-Result<std::shared_ptr<const cards::WeightSet>> denoiser_weights(const TransformerConfig& config, const Layout& layout, Compute compute) {
+Result<std::shared_ptr<const cards::WeightSet>> denoiser_weights(const TransformerConfig& config, const Layout& layout,
+                                                                 Compute compute) {
   ORRERY_TRY_DONE(check_slices(layout, config.heads, config.feed_forward()));
   return weights_of(transformer_graph(config, compute, smallest_shape(config), layout.slice_count), layout);
 }
 
 Result<std::shared_ptr<const cards::ProgramSet>> compile_denoiser(const TransformerConfig& config,
-                                                                  std::shared_ptr<const cards::WeightSet> weights, const Layout& layout,
-                                                                  Compute compute, const DenoiserShape& shape, PassTrace* trace) {
+                                                                  std::shared_ptr<const cards::WeightSet> weights,
+                                                                  const Layout& layout, Compute compute,
+                                                                  const DenoiserShape& shape, PassTrace* trace) {
   ORRERY_TRY_DONE(check_slices(layout, config.heads, config.feed_forward()));
   ORRERY_TRY_DONE(check_denoiser(config, shape));
   if (layout.owned.size() == 2 && !shape.guidance) return Error{ErrorCode::internal, "two groups without guidance"};
@@ -145,26 +159,35 @@ Result<std::shared_ptr<const cards::ProgramSet>> compile_denoiser(const Transfor
 }
 
 Result<std::shared_ptr<const cards::ProgramSet>> compile_transformer(const TransformerConfig& config,
-                                                                     std::shared_ptr<const cards::WeightSet> weights, const Layout& layout,
-                                                                     Compute compute, const TransformerShape& shape, PassTrace* trace) {
+                                                                     std::shared_ptr<const cards::WeightSet> weights,
+                                                                     const Layout& layout, Compute compute,
+                                                                     const TransformerShape& shape, PassTrace* trace) {
   ORRERY_TRY_DONE(check_slices(layout, config.heads, config.feed_forward()));
   ORRERY_TRY_DONE(check_size(config, shape.frames, shape.height, shape.width));
-  if (shape.text_rows == 0 || shape.text_rows > extent_max) return Error{ErrorCode::invalid_request, "text of " + std::to_string(shape.text_rows) + " rows cannot be used"};
-  if (shape.condition_mask && config.in_channels < 2) return Error{ErrorCode::invalid_request, "this transformer has no channel for a condition mask"};
-  return compile_graph(transformer_graph(config, compute, shape, layout.slice_count), std::move(weights), layout, trace);
+  if (shape.text_rows == 0 || shape.text_rows > extent_max)
+    return Error{ErrorCode::invalid_request, "text of " + std::to_string(shape.text_rows) + " rows cannot be used"};
+  if (shape.condition_mask && config.in_channels < 2)
+    return Error{ErrorCode::invalid_request, "this transformer has no channel for a condition mask"};
+  return compile_graph(transformer_graph(config, compute, shape, layout.slice_count), std::move(weights), layout,
+                       trace);
 }
 
-Result<std::shared_ptr<const cards::WeightSet>> text_encoder_weights(const TextEncoderConfig& config, const Layout& layout, Compute compute) {
+Result<std::shared_ptr<const cards::WeightSet>> text_encoder_weights(const TextEncoderConfig& config,
+                                                                     const Layout& layout, Compute compute) {
   ORRERY_TRY_DONE(check_slices(layout, config.heads, config.feed_forward));
   return weights_of(text_encoder_graph(config, compute, 1, false, layout.slice_count), layout);
 }
 
 Result<std::shared_ptr<const cards::ProgramSet>> compile_text_encoder(const TextEncoderConfig& config,
-                                                                      std::shared_ptr<const cards::WeightSet> weights, const Layout& layout,
-                                                                      Compute compute, std::uint64_t rows, bool attention_mask, PassTrace* trace) {
+                                                                      std::shared_ptr<const cards::WeightSet> weights,
+                                                                      const Layout& layout, Compute compute,
+                                                                      std::uint64_t rows, bool attention_mask,
+                                                                      PassTrace* trace) {
   ORRERY_TRY_DONE(check_slices(layout, config.heads, config.feed_forward));
-  if (rows == 0 || rows > extent_max) return Error{ErrorCode::invalid_request, "a text of " + std::to_string(rows) + " tokens cannot be encoded"};
-  return compile_graph(text_encoder_graph(config, compute, rows, attention_mask, layout.slice_count), std::move(weights), layout, trace);
+  if (rows == 0 || rows > extent_max)
+    return Error{ErrorCode::invalid_request, "a text of " + std::to_string(rows) + " tokens cannot be encoded"};
+  return compile_graph(text_encoder_graph(config, compute, rows, attention_mask, layout.slice_count),
+                       std::move(weights), layout, trace);
 }
 
 namespace {
@@ -203,7 +226,8 @@ Result<Sizes> sizes_of(std::uint32_t slice_count, const GraphOf& graph_of) {
   const Graph graph = graph_of();
   const auto weights = weights_of(graph, whole);
   for (const auto& weight : weights->weights) {
-    const bool part = weight.form == cards::WeightForm::matrix && (weight.rows() < weight.shape[0] || weight.columns() < weight.shape[1]);
+    const bool part = weight.form == cards::WeightForm::matrix &&
+                      (weight.rows() < weight.shape[0] || weight.columns() < weight.shape[1]);
     (part ? sizes.sliced : sizes.replicated) += weight.bytes();
   }
   const auto lane_bytes = [&](const Layout& layout) -> Result<std::uint64_t> {
@@ -223,7 +247,8 @@ Result<Sizes> sizes_of(std::uint32_t slice_count, const GraphOf& graph_of) {
 
 }  // namespace
 
-Result<ComponentFigures> denoiser_figures(const TransformerConfig& config, Compute compute, const DenoiserShape& shape, std::uint32_t slice_count) {
+Result<ComponentFigures> denoiser_figures(const TransformerConfig& config, Compute compute, const DenoiserShape& shape,
+                                          std::uint32_t slice_count) {
   ORRERY_TRY_DONE(check_slices(single_card(slice_count), config.heads, config.feed_forward()));
   ORRERY_TRY_DONE(check_denoiser(config, shape));
   ORRERY_TRY(sizes, sizes_of(slice_count, [&] { return denoiser_graph(config, compute, shape, slice_count); }));
@@ -234,9 +259,11 @@ Result<ComponentFigures> denoiser_figures(const TransformerConfig& config, Compu
   figures.rows = shape.frames / config.patch[0] * (shape.height / config.patch[1]) * (shape.width / config.patch[2]);
   figures.width = config.width();
   figures.text_rows = shape.prompt_rows;
-  const auto N = static_cast<double>(figures.rows), D = static_cast<double>(config.width()), F = static_cast<double>(config.feed_forward());
+  const auto N = static_cast<double>(figures.rows), D = static_cast<double>(config.width()),
+             F = static_cast<double>(config.feed_forward());
   const auto S = static_cast<double>(shape.prompt_rows), L = static_cast<double>(config.layers);
-  figures.flops_linear = L * (12 * N * D * D + 4 * N * D * F) + 2 * N * D * static_cast<double>(config.token_inputs() + config.token_outputs());
+  figures.flops_linear = L * (12 * N * D * D + 4 * N * D * F) +
+                         2 * N * D * static_cast<double>(config.token_inputs() + config.token_outputs());
   figures.flops_attention = L * (4 * N * N * D + 4 * S * N * D);
   figures.reduces_per_block = 3;
   figures.all_to_alls_per_block = 4;
@@ -244,10 +271,13 @@ Result<ComponentFigures> denoiser_figures(const TransformerConfig& config, Compu
   return figures;
 }
 
-Result<ComponentFigures> text_encoder_figures(const TextEncoderConfig& config, Compute compute, std::uint64_t rows, std::uint32_t slice_count) {
+Result<ComponentFigures> text_encoder_figures(const TextEncoderConfig& config, Compute compute, std::uint64_t rows,
+                                              std::uint32_t slice_count) {
   ORRERY_TRY_DONE(check_slices(single_card(slice_count), config.heads, config.feed_forward));
-  if (rows == 0 || rows > extent_max) return Error{ErrorCode::invalid_request, "a text of " + std::to_string(rows) + " tokens cannot be encoded"};
-  ORRERY_TRY(sizes, sizes_of(slice_count, [&] { return text_encoder_graph(config, compute, rows, false, slice_count); }));
+  if (rows == 0 || rows > extent_max)
+    return Error{ErrorCode::invalid_request, "a text of " + std::to_string(rows) + " tokens cannot be encoded"};
+  ORRERY_TRY(sizes,
+             sizes_of(slice_count, [&] { return text_encoder_graph(config, compute, rows, false, slice_count); }));
   ComponentFigures figures;
   fill_sizes(figures, sizes);
   figures.slices = slice_count;
@@ -255,7 +285,8 @@ Result<ComponentFigures> text_encoder_figures(const TextEncoderConfig& config, C
   figures.rows = rows;
   figures.width = config.width;
   figures.text_rows = rows;
-  const auto N = static_cast<double>(rows), D = static_cast<double>(config.width), F = static_cast<double>(config.feed_forward);
+  const auto N = static_cast<double>(rows), D = static_cast<double>(config.width),
+             F = static_cast<double>(config.feed_forward);
   const auto inner = static_cast<double>(config.heads * config.head_dim), L = static_cast<double>(config.layers);
   figures.flops_linear = L * (8 * N * D * inner + 4 * N * D * F);
   figures.flops_attention = L * 4 * N * N * inner;

@@ -10,7 +10,8 @@ std::string Graph::text() const {
   std::string text = component + ": " + std::to_string(slice_count) + " slices\n";
   const auto value_text = [&](ValueId id) {
     const auto& value = values[id];
-    return "%" + std::to_string(id) + " " + std::string(orrery::name_of(value.dtype)) + text_of(value.shape) + (value.state ? " state" : "");
+    return "%" + std::to_string(id) + " " + std::string(orrery::name_of(value.dtype)) + text_of(value.shape) +
+           (value.state ? " state" : "");
   };
   for (const auto& [name, id] : inputs) text += "input " + name + " = " + value_text(id) + "\n";
   for (const auto& [name, id] : outputs) text += "output " + name + " = " + value_text(id) + "\n";
@@ -20,7 +21,8 @@ std::string Graph::text() const {
       text += "  ";
       for (std::size_t i = 0; i < node.outputs.size(); ++i) text += (i > 0 ? ", " : "") + value_text(node.outputs[i]);
       text += " = " + std::string(cards::name_of(node.op)) + "(";
-      for (std::size_t i = 0; i < node.inputs.size(); ++i) text += (i > 0 ? ", %" : "%") + std::to_string(node.inputs[i]);
+      for (std::size_t i = 0; i < node.inputs.size(); ++i)
+        text += (i > 0 ? ", %" : "%") + std::to_string(node.inputs[i]);
       text += ")";
       for (const auto& [attr, number] : node.attrs) {
         char number_text[32];
@@ -30,7 +32,8 @@ std::string Graph::text() const {
       if (!node.weights.empty()) {
         const auto& first = node.weights.front();
         text += " w " + first.tensor;
-        if (node.weights.size() > 1 && node.weights[1].tensor == first.tensor) text += " in " + std::to_string(node.weights.size()) + " parts";
+        if (node.weights.size() > 1 && node.weights[1].tensor == first.tensor)
+          text += " in " + std::to_string(node.weights.size()) + " parts";
       }
       if (!node.slices.empty()) {
         text += " slices";
@@ -89,7 +92,8 @@ ValueId GraphBuilder::state(const std::string& name, DType dtype, Shape shape) {
 void GraphBuilder::name_input(const std::string& name, ValueId value) { graph_.inputs[name] = value; }
 void GraphBuilder::name_output(const std::string& name, ValueId value) { graph_.outputs[name] = value; }
 
-ValueId GraphBuilder::node(cards::Op op, const std::string& label, std::vector<ValueId> inputs, DType dtype, Extra extra) {
+ValueId GraphBuilder::node(cards::Op op, const std::string& label, std::vector<ValueId> inputs, DType dtype,
+                           Extra extra) {
   Node node;
   node.op = op;
   node.label = label;

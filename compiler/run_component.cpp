@@ -12,7 +12,9 @@ namespace orrery::compiler {
 
 namespace {
 
-Error bad_input(const std::string& what, const std::string& hint = {}) { return Error{ErrorCode::invalid_request, what, hint}; }
+Error bad_input(const std::string& what, const std::string& hint = {}) {
+  return Error{ErrorCode::invalid_request, what, hint};
+}
 
 /// The inputs of one call: found by name, checked for rank and extents, as f32.
 class Inputs {
@@ -34,15 +36,19 @@ public:
   /// `expected`: extents, 0 where any is right; `letters` names them: "[B,C,T,H,W]".
   Result<Tensor> floats(const std::string& name, const Shape& expected, const char* letters) const {
     const auto found = tensors_.find(name);
-    if (found == tensors_.end()) return bad_input("input '" + name + "' is missing", std::string("its shape is ") + letters);
+    if (found == tensors_.end())
+      return bad_input("input '" + name + "' is missing", std::string("its shape is ") + letters);
     const auto& shape = found->second.shape();
     bool fits = shape.size() == expected.size();
-    for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = expected[i] == 0 ? shape[i] > 0 : shape[i] == expected[i];
+    for (std::size_t i = 0; fits && i < shape.size(); ++i)
+      fits = expected[i] == 0 ? shape[i] > 0 : shape[i] == expected[i];
     if (!fits) {
       std::string wanted = "[";
-      for (const auto extent : expected) wanted += (wanted.size() > 1 ? ", " : "") + (extent == 0 ? std::string("any") : std::to_string(extent));
+      for (const auto extent : expected)
+        wanted += (wanted.size() > 1 ? ", " : "") + (extent == 0 ? std::string("any") : std::to_string(extent));
       wanted += "]";
-      return bad_input("input '" + name + "' has shape " + text_of(shape) + ", expected " + wanted, std::string("that is ") + letters);
+      return bad_input("input '" + name + "' has shape " + text_of(shape) + ", expected " + wanted,
+                       std::string("that is ") + letters);
     }
     auto copy = copy_as_f32(found->second.view());
     if (!copy.ok()) return bad_input("input '" + name + "': " + copy.error().message);
@@ -56,7 +62,8 @@ private:
 /// Weights on the card as long as this lives.
 class LoadedWeights {
 public:
-  static Result<std::unique_ptr<LoadedWeights>> load(cards::Card& card, std::shared_ptr<const cards::WeightSet> weights, const cards::WeightSource& source) {
+  static Result<std::unique_ptr<LoadedWeights>> load(cards::Card& card, std::shared_ptr<const cards::WeightSet> weights,
+                                                     const cards::WeightSource& source) {
     const auto component = weights->component;
     ORRERY_TRY_DONE(card.load_weights(std::move(weights), source, [](std::uint64_t) { return true; }));
     return std::unique_ptr<LoadedWeights>(new LoadedWeights(card, component));
@@ -74,7 +81,8 @@ private:
 /// A lane with its program set and weights; closed and dropped at the end.
 class LocalLane {
 public:
-  static Result<LocalLane> open(cards::Card& card, std::shared_ptr<const cards::ProgramSet> set, const cards::WeightSource& source) {
+  static Result<LocalLane> open(cards::Card& card, std::shared_ptr<const cards::ProgramSet> set,
+                                const cards::WeightSource& source) {
     LocalLane lane;
     ORRERY_TRY(loaded, LoadedWeights::load(card, set->weights, source));
     lane.loaded_ = std::move(loaded);
@@ -85,7 +93,10 @@ public:
     return lane;
   }
   LocalLane(LocalLane&& other) noexcept
-      : loaded_(std::move(other.loaded_)), card_(std::exchange(other.card_, nullptr)), set_(std::move(other.set_)), id_(other.id_) {}
+      : loaded_(std::move(other.loaded_)),
+        card_(std::exchange(other.card_, nullptr)),
+        set_(std::move(other.set_)),
+        id_(other.id_) {}
   LocalLane& operator=(LocalLane&&) = delete;
   ~LocalLane() {
     if (card_ != nullptr) card_->close_lane(id_);
@@ -144,27 +155,31 @@ Shape batched(std::uint64_t batch, const Shape& shape) {
 }
 
 /// Nearest neighbour as the reference resizes: source index floor(i * in / out) in f32.
-void resize_nearest(std::span<const float> from, std::uint64_t from_height, std::uint64_t from_width, std::span<float> to, std::uint64_t height,
-                    std::uint64_t width) {
+void resize_nearest(std::span<const float> from, std::uint64_t from_height, std::uint64_t from_width,
+                    std::span<float> to, std::uint64_t height, std::uint64_t width) {
   const float scale_y = static_cast<float>(from_height) / static_cast<float>(height);
   const float scale_x = static_cast<float>(from_width) / static_cast<float>(width);
   for (std::uint64_t y = 0; y < height; ++y)
     for (std::uint64_t x = 0; x < width; ++x) {
-      const auto sy = std::min(static_cast<std::uint64_t>(std::floor(static_cast<float>(y) * scale_y)), from_height - 1);
+      const auto sy =
+          std::min(static_cast<std::uint64_t>(std::floor(static_cast<float>(y) * scale_y)), from_height - 1);
       const auto sx = std::min(static_cast<std::uint64_t>(std::floor(static_cast<float>(x) * scale_x)), from_width - 1);
       to[y * width + x] = from[sy * from_width + sx];
     }
 }
 
-Result<NamedTensors> run_transformer(const TransformerConfig& config, const WeightFiles& files, const NamedTensors& tensors, cards::Card& card,
-                                     const ComponentOptions& options) {
+Result<NamedTensors> run_transformer(const TransformerConfig& config, const WeightFiles& files,
+                                     const NamedTensors& tensors, cards::Card& card, const ComponentOptions& options) {
   const Inputs inputs(tensors);
-  ORRERY_TRY_DONE(inputs.only("transformer", {"hidden_states", "timestep", "encoder_hidden_states", "fps", "padding_mask", "condition_mask", "attention_mask"}));
+  ORRERY_TRY_DONE(inputs.only("transformer", {"hidden_states", "timestep", "encoder_hidden_states", "fps",
+                                              "padding_mask", "condition_mask", "attention_mask"}));
   TransformerShape shape;
   shape.condition_mask = inputs.has("condition_mask");
   shape.attention_mask = inputs.has("attention_mask");
-  if (shape.condition_mask && config.in_channels < 2) return bad_input("this transformer has no channel for a condition_mask");
-  ORRERY_TRY(latents, inputs.floats("hidden_states", {0, config.in_channels - (shape.condition_mask ? 1 : 0), 0, 0, 0}, "[B,C,T,H,W]"));
+  if (shape.condition_mask && config.in_channels < 2)
+    return bad_input("this transformer has no channel for a condition_mask");
+  ORRERY_TRY(latents, inputs.floats("hidden_states", {0, config.in_channels - (shape.condition_mask ? 1 : 0), 0, 0, 0},
+                                    "[B,C,T,H,W]"));
   const auto batch = latents.shape()[0];
   shape.frames = latents.shape()[2];
   shape.height = latents.shape()[3];
@@ -175,12 +190,15 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
   if (inputs.has("fps")) {
     ORRERY_TRY(fps, inputs.floats("fps", {1}, "[1]"));
     const float value = fps.as<float>()[0];
-    if (value > 0) shape.fps = value;
-    else if (value != -1) return bad_input("input 'fps' is " + std::to_string(value), "more than 0, or -1 when it is not given");
+    if (value > 0)
+      shape.fps = value;
+    else if (value != -1)
+      return bad_input("input 'fps' is " + std::to_string(value), "more than 0, or -1 when it is not given");
   }
   Tensor condition, key_mask, padding(DType::f32, {shape.height, shape.width});
   if (shape.condition_mask) {
-    ORRERY_TRY(given, inputs.floats("condition_mask", {batch, 1, shape.frames, shape.height, shape.width}, "[B,1,T,H,W]"));
+    ORRERY_TRY(given,
+               inputs.floats("condition_mask", {batch, 1, shape.frames, shape.height, shape.width}, "[B,1,T,H,W]"));
     condition = std::move(given);
   }
   if (shape.attention_mask) {
@@ -191,7 +209,8 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
   if (inputs.has("padding_mask")) {
     if (!config.padding_mask) return bad_input("this transformer takes no padding_mask");
     ORRERY_TRY(given, inputs.floats("padding_mask", {1, 1, 0, 0}, "[1,1,H,W]"));
-    resize_nearest(given.as<float>(), given.shape()[2], given.shape()[3], padding.as<float>(), shape.height, shape.width);
+    resize_nearest(given.as<float>(), given.shape()[2], given.shape()[3], padding.as<float>(), shape.height,
+                   shape.width);
   }
 
   const auto layout = single_card(slice_count_of(config, options.slices));
@@ -217,8 +236,8 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
   return outputs;
 }
 
-Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const WeightFiles& files, const NamedTensors& tensors, cards::Card& card,
-                                      const ComponentOptions& options) {
+Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const WeightFiles& files,
+                                      const NamedTensors& tensors, cards::Card& card, const ComponentOptions& options) {
   const Inputs inputs(tensors);
   ORRERY_TRY_DONE(inputs.only("text_encoder", {"input_ids", "attention_mask"}));
   ORRERY_TRY(id_values, inputs.floats("input_ids", {0, 0}, "[B,S]"));
@@ -227,7 +246,8 @@ Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const Wei
   for (const float value : id_values.as<float>()) {
     // f32 holds every id of a vocabulary below 2^24 exactly.
     if (!(value >= 0 && value < static_cast<float>(config.vocabulary)) || value != std::floor(value))
-      return bad_input("input 'input_ids' holds " + std::to_string(value) + ", the vocabulary has " + std::to_string(config.vocabulary) + " entries");
+      return bad_input("input 'input_ids' holds " + std::to_string(value) + ", the vocabulary has " +
+                       std::to_string(config.vocabulary) + " entries");
     ids.push_back(static_cast<std::int32_t>(value));
   }
   const bool masked = inputs.has("attention_mask");
@@ -263,8 +283,9 @@ Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const Wei
 }
 
 /// One direction of the codec for every item of a batch.
-Status run_codec(std::shared_ptr<const cards::ProgramSet> set, const WeightFiles& files, cards::Card& card, const Tensor& input,
-                 const std::string& input_name, const std::string& output_name, NamedTensors& outputs) {
+Status run_codec(std::shared_ptr<const cards::ProgramSet> set, const WeightFiles& files, cards::Card& card,
+                 const Tensor& input, const std::string& input_name, const std::string& output_name,
+                 NamedTensors& outputs) {
   ORRERY_TRY(lane, LocalLane::open(card, std::move(set), files));
   const auto batch = input.shape()[0];
   Tensor output(DType::f32, batched(batch, lane.shape_of(output_name)));
@@ -278,16 +299,18 @@ Status run_codec(std::shared_ptr<const cards::ProgramSet> set, const WeightFiles
   return Done{};
 }
 
-Result<NamedTensors> run_vae(const CodecConfig& config, const WeightFiles& files, const NamedTensors& tensors, cards::Card& card,
-                             const ComponentOptions& options) {
+Result<NamedTensors> run_vae(const CodecConfig& config, const WeightFiles& files, const NamedTensors& tensors,
+                             cards::Card& card, const ComponentOptions& options) {
   const Inputs inputs(tensors);
   ORRERY_TRY_DONE(inputs.only("vae", {"pixels", "z"}));
-  if (tensors.empty()) return bad_input("the vae needs an input", "pixels [B,3,F,H,W] to encode, z [B,C,T,H,W] to decode");
+  if (tensors.empty())
+    return bad_input("the vae needs an input", "pixels [B,3,F,H,W] to encode, z [B,C,T,H,W] to decode");
   NamedTensors outputs;
   if (inputs.has("pixels")) {
     ORRERY_TRY(pixels, inputs.floats("pixels", {0, 3, 0, 0, 0}, "[B,3,F,H,W]"));
     ORRERY_TRY(weights, encoder_weights(config, options.compute));
-    ORRERY_TRY(set, compile_encode(config, weights, options.compute, {pixels.shape()[2], pixels.shape()[3], pixels.shape()[4]}));
+    ORRERY_TRY(set, compile_encode(config, weights, options.compute,
+                                   {pixels.shape()[2], pixels.shape()[3], pixels.shape()[4]}));
     ORRERY_TRY_DONE(run_codec(set, files, card, pixels, "pixels", "latent", outputs));
   }
   if (inputs.has("z")) {
@@ -301,10 +324,11 @@ Result<NamedTensors> run_vae(const CodecConfig& config, const WeightFiles& files
 
 }  // namespace
 
-Result<NamedTensors> run_component(const ModelFolder& folder, const std::string& component, const NamedTensors& inputs, cards::Card& card,
-                                   const ComponentOptions& options) {
+Result<NamedTensors> run_component(const ModelFolder& folder, const std::string& component, const NamedTensors& inputs,
+                                   cards::Card& card, const ComponentOptions& options) {
   if (component != "transformer" && component != "text_encoder" && component != "vae")
-    return bad_input("'" + component.substr(0, 60) + "' is not a component", "components: transformer, text_encoder, vae");
+    return bad_input("'" + component.substr(0, 60) + "' is not a component",
+                     "components: transformer, text_encoder, vae");
   const bool there = component == "transformer" ? folder.transformer.has_value()
                      : component == "vae"       ? folder.codec.has_value()
                                                 : folder.text_encoder.has_value();

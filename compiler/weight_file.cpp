@@ -18,8 +18,8 @@ struct DTypeName {
   DType dtype;
 };
 constexpr DTypeName dtype_names[] = {
-    {"F64", DType::f64}, {"F32", DType::f32}, {"F16", DType::f16}, {"BF16", DType::bf16}, {"I64", DType::i64},
-    {"I32", DType::i32}, {"I16", DType::i16}, {"I8", DType::i8},   {"U64", DType::u64},   {"U32", DType::u32},
+    {"F64", DType::f64}, {"F32", DType::f32}, {"F16", DType::f16},     {"BF16", DType::bf16}, {"I64", DType::i64},
+    {"I32", DType::i32}, {"I16", DType::i16}, {"I8", DType::i8},       {"U64", DType::u64},   {"U32", DType::u32},
     {"U16", DType::u16}, {"U8", DType::u8},   {"BOOL", DType::boolean}};
 
 const char* name_in_file(DType dtype) {
@@ -45,15 +45,19 @@ Result<TensorFile> TensorFile::open(const std::string& path) {
     return Error{ErrorCode::invalid_model, path + ": " + what, hint};
   };
   const auto bytes = file.bytes();
-  if (bytes.size() < 8) return bad("is " + std::to_string(bytes.size()) + " bytes long, too short for a safetensors file");
+  if (bytes.size() < 8)
+    return bad("is " + std::to_string(bytes.size()) + " bytes long, too short for a safetensors file");
   std::uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), 8);
   if (header_bytes > header_bytes_max)
-    return bad("its header claims " + std::to_string(header_bytes) + " bytes, more than 100 MB", "is this a safetensors file?");
+    return bad("its header claims " + std::to_string(header_bytes) + " bytes, more than 100 MB",
+               "is this a safetensors file?");
   if (header_bytes > bytes.size() - 8)
-    return bad("its header claims " + std::to_string(header_bytes) + " bytes but only " + std::to_string(bytes.size() - 8) + " follow");
+    return bad("its header claims " + std::to_string(header_bytes) + " bytes but only " +
+               std::to_string(bytes.size() - 8) + " follow");
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes);
-  if (text.empty() || text.front() != '{') return bad("its header does not start with '{'", "is this a safetensors file?");
+  if (text.empty() || text.front() != '{')
+    return bad("its header does not start with '{'", "is this a safetensors file?");
   ORRERY_TRY(header, parse_json(text, path + " (header)"));
   if (!header.is_object()) return bad("its header is not a JSON object");
 
@@ -80,7 +84,8 @@ Result<TensorFile> TensorFile::open(const std::string& path) {
       if (!entry.contains(key)) return bad_tensor(std::string("has no ") + key);
     if (!entry["dtype"].is_string()) return bad_tensor("has a dtype that is not text");
     const auto dtype_text = entry["dtype"].get<std::string>();
-    const auto* known = std::find_if(std::begin(dtype_names), std::end(dtype_names), [&](const auto& n) { return n.name == dtype_text; });
+    const auto* known = std::find_if(std::begin(dtype_names), std::end(dtype_names),
+                                     [&](const auto& n) { return n.name == dtype_text; });
     if (known == std::end(dtype_names)) {
       Error error = bad_tensor("has dtype '" + shown_name(dtype_text) + "', which cannot be read",
                                "known: F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL");
@@ -94,23 +99,25 @@ Result<TensorFile> TensorFile::open(const std::string& path) {
       shape.push_back(extent.get<std::uint64_t>());
     }
     const auto& offsets = entry["data_offsets"];
-    if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned())
+    if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
+        !offsets[1].is_number_unsigned())
       return bad_tensor("needs data_offsets of two whole numbers");
     const auto begin = offsets[0].get<std::uint64_t>(), end = offsets[1].get<std::uint64_t>();
     if (begin > end) return bad_tensor("ends before it begins");
     if (end > data.size())
-      return bad_tensor("reaches byte " + std::to_string(end) + " of the data, but the file has only " + std::to_string(data.size()) +
-                        " there", "the file is cut short: download it again");
+      return bad_tensor("reaches byte " + std::to_string(end) + " of the data, but the file has only " +
+                            std::to_string(data.size()) + " there",
+                        "the file is cut short: download it again");
     const auto size = checked_bytes(shape, known->dtype);
     if (!size) return bad_tensor("has a shape that overflows");
     if (*size != end - begin)
-      return bad_tensor("has " + std::to_string(end - begin) + " bytes, but " + dtype_text + text_of(shape) + " needs " + std::to_string(*size));
+      return bad_tensor("has " + std::to_string(end - begin) + " bytes, but " + dtype_text + text_of(shape) +
+                        " needs " + std::to_string(*size));
     extents.push_back({begin, end, name});
     result.tensors_.emplace(name, TensorView{data.data() + begin, known->dtype, std::move(shape)});
   }
-  std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   std::uint64_t due = 0;
   for (const auto& extent : extents) {
     if (extent.begin < due) return bad("tensor '" + shown_name(extent.name) + "' overlaps another one");
@@ -145,7 +152,8 @@ Result<std::shared_ptr<const WeightFiles>> WeightFiles::open_folder(const std::s
     const auto bad = [&](const std::string& what, const char* hint = "download the model again") {
       return Error{ErrorCode::invalid_model, index_path + ": " + what, hint};
     };
-    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) return bad("has no weight_map");
+    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+      return bad("has no weight_map");
     auto weights = std::make_shared<WeightFiles>();
     weights->place_ = folder;
     std::map<std::string, std::size_t> opened;
@@ -153,7 +161,8 @@ Result<std::shared_ptr<const WeightFiles>> WeightFiles::open_folder(const std::s
       if (!file.is_string()) return bad("tensor '" + shown_name(name) + "' has no file name");
       const auto file_name = file.get<std::string>();
       if (file_name.empty() || file_name.find('/') != std::string::npos || file_name.find('\0') != std::string::npos)
-        return bad("tensor '" + shown_name(name) + "' names the file '" + shown_name(file_name) + "', which is not in this folder");
+        return bad("tensor '" + shown_name(name) + "' names the file '" + shown_name(file_name) +
+                   "', which is not in this folder");
       auto found = opened.find(file_name);
       if (found == opened.end()) {
         auto shard = TensorFile::open(folder + "/" + file_name);
@@ -177,7 +186,8 @@ Result<std::shared_ptr<const WeightFiles>> WeightFiles::open_folder(const std::s
                "expected diffusion_pytorch_model.safetensors, model.safetensors, or their index.json"};
 }
 
-std::shared_ptr<const WeightFiles> WeightFiles::with_numbers(const std::string& name, std::span<const float> numbers) const {
+std::shared_ptr<const WeightFiles> WeightFiles::with_numbers(const std::string& name,
+                                                             std::span<const float> numbers) const {
   auto more = std::make_shared<WeightFiles>(*this);
   auto tensor = std::make_shared<Tensor>(DType::f32, Shape{numbers.size()});
   std::copy(numbers.begin(), numbers.end(), tensor->as<float>().begin());
@@ -190,7 +200,8 @@ Result<TensorView> WeightFiles::tensor(const std::string& name) const {
   auto found = where_.find(name);
   if (found == where_.end() && name == "shared.weight") found = where_.find("encoder.embed_tokens.weight");
   if (found == where_.end())
-    return Error{ErrorCode::invalid_model, place_ + ": tensor '" + name + "' is missing", "do config.json and weights belong together?"};
+    return Error{ErrorCode::invalid_model, place_ + ": tensor '" + name + "' is missing",
+                 "do config.json and weights belong together?"};
   return files_[found->second].tensors().at(name);
 }
 
@@ -225,7 +236,9 @@ Status write_safetensors(const std::string& path, const std::map<std::string, Te
   std::uint64_t offset = 0;
   for (const auto* entry : order) {
     const auto& tensor = entry->second;
-    header[entry->first] = {{"dtype", name_in_file(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + tensor.bytes()}}};
+    header[entry->first] = {{"dtype", name_in_file(tensor.dtype)},
+                            {"shape", tensor.shape},
+                            {"data_offsets", {offset, offset + tensor.bytes()}}};
     offset += tensor.bytes();
   }
   auto text = header.dump();

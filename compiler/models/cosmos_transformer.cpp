@@ -20,8 +20,8 @@ struct KeysValues {
 
 class TransformerFrontEnd {
 public:
-  TransformerFrontEnd(const TransformerConfig& config, Compute compute, std::uint64_t frames, std::uint64_t height, std::uint64_t width,
-                      std::optional<double> fps, std::uint32_t slice_count)
+  TransformerFrontEnd(const TransformerConfig& config, Compute compute, std::uint64_t frames, std::uint64_t height,
+                      std::uint64_t width, std::optional<double> fps, std::uint32_t slice_count)
       : config_(config),
         dtype_(dtype_of(compute)),
         latent_{frames, height, width},
@@ -55,7 +55,8 @@ public:
     GraphBuilder::Extra extra;
     for (std::size_t axis = 0; axis < 3; ++axis) {
       const char* names[] = {"pos_emb_t", "pos_emb_h", "pos_emb_w"};
-      extra.weights.push_back(whole_weight(std::string("learnable_pos_embed.") + names[axis], WeightForm::table, DType::f32,
+      extra.weights.push_back(whole_weight(std::string("learnable_pos_embed.") + names[axis], WeightForm::table,
+                                           DType::f32,
                                            {config_.max_size[axis] / config_.patch[axis], config_.width()}));
     }
     extra.attrs = grid_attrs();
@@ -93,8 +94,9 @@ public:
     if (condition != no_value) inputs.push_back(condition);
     if (padding != no_value) inputs.push_back(padding);
     GraphBuilder::Extra extra;
-    extra.attrs = {{Attr::patch_t, number(config_.patch[0])}, {Attr::patch_h, number(config_.patch[1])}, {Attr::patch_w, number(config_.patch[2])},
-                   {Attr::has_condition, condition != no_value}, {Attr::has_padding, padding != no_value}, {Attr::begin, 0}};
+    extra.attrs = {{Attr::patch_t, number(config_.patch[0])}, {Attr::patch_h, number(config_.patch[1])},
+                   {Attr::patch_w, number(config_.patch[2])}, {Attr::has_condition, condition != no_value},
+                   {Attr::has_padding, padding != no_value},  {Attr::begin, 0}};
     extra.shape = Shape{tokens(), config_.token_inputs()};
     return builder_.node(Op::patchify, "patchify", std::move(inputs), dtype_, std::move(extra));
   }
@@ -122,7 +124,8 @@ public:
   }
 
   /// The blocks and the output projection of one branch: rows of the network output.
-  ValueId branch(ValueId token_rows, const std::vector<KeysValues>& text, std::uint64_t zero_keys, ValueId key_mask, const std::string& suffix) {
+  ValueId branch(ValueId token_rows, const std::vector<KeysValues>& text, std::uint64_t zero_keys, ValueId key_mask,
+                 const std::string& suffix) {
     const auto D = config_.width();
     auto h = linear("patch_embed" + suffix, "patch_embed.proj.weight", token_rows, D, DType::f32);
     for (std::uint64_t block = 0; block < config_.layers; ++block) {
@@ -130,15 +133,19 @@ public:
       const auto tensors = tensor_of(block);
       if (positions_ != no_value) h = builder_.node(Op::add, name + ".positions", {h, positions_}, DType::f32);
       h = part(name + ".attn1", h, modulations_[3 * block], [&](ValueId n) {
-        const auto q = heads(name + ".attn1.q", tensors + "attn1.to_q.weight", tensors + "attn1.norm_q.weight", n, true);
-        const auto k = heads(name + ".attn1.k", tensors + "attn1.to_k.weight", tensors + "attn1.norm_k.weight", n, true);
+        const auto q =
+            heads(name + ".attn1.q", tensors + "attn1.to_q.weight", tensors + "attn1.norm_q.weight", n, true);
+        const auto k =
+            heads(name + ".attn1.k", tensors + "attn1.to_k.weight", tensors + "attn1.norm_k.weight", n, true);
         const auto v = to_slices(name + ".attn1.v", tensors + "attn1.to_v.weight", n, D);
         const auto o = attention(name + ".attn1.scores", {q, k, v}, 0, no_value);
         return from_slices(name + ".attn1.out", tensors + "attn1.to_out.0.weight", o, D);
       });
       h = part(name + ".attn2", h, modulations_[3 * block + 1], [&](ValueId n) {
-        const auto q = heads(name + ".attn2.q", tensors + "attn2.to_q.weight", tensors + "attn2.norm_q.weight", n, false);
-        const auto o = attention(name + ".attn2.scores", {q, text[block].keys, text[block].values}, zero_keys, key_mask);
+        const auto q =
+            heads(name + ".attn2.q", tensors + "attn2.to_q.weight", tensors + "attn2.norm_q.weight", n, false);
+        const auto o =
+            attention(name + ".attn2.scores", {q, text[block].keys, text[block].values}, zero_keys, key_mask);
         return from_slices(name + ".attn2.out", tensors + "attn2.to_out.0.weight", o, D);
       });
       h = part(name + ".ff", h, modulations_[3 * block + 2], [&](ValueId n) {
@@ -153,7 +160,9 @@ public:
 
   ValueId unpatchify(const std::string& label, ValueId rows) {
     GraphBuilder::Extra extra;
-    extra.attrs = {{Attr::patch_t, number(config_.patch[0])}, {Attr::patch_h, number(config_.patch[1])}, {Attr::patch_w, number(config_.patch[2])}};
+    extra.attrs = {{Attr::patch_t, number(config_.patch[0])},
+                   {Attr::patch_h, number(config_.patch[1])},
+                   {Attr::patch_w, number(config_.patch[2])}};
     extra.shape = latent_shape(config_.out_channels);
     return builder_.node(Op::unpatchify, label, {rows}, DType::f32, std::move(extra));
   }
@@ -171,10 +180,14 @@ private:
   static std::string tensor_of(std::uint64_t block) { return "transformer_blocks." + std::to_string(block) + "."; }
 
   std::map<Attr, double> grid_attrs() const {
-    return {{Attr::begin, 0}, {Attr::frames, number(grid_[0])}, {Attr::height, number(grid_[1])}, {Attr::width, number(grid_[2])}};
+    return {{Attr::begin, 0},
+            {Attr::frames, number(grid_[0])},
+            {Attr::height, number(grid_[1])},
+            {Attr::width, number(grid_[2])}};
   }
   cards::WeightSpec matrix(const std::string& tensor, std::uint64_t rows, std::uint64_t columns) const {
-    return whole_weight(tensor.ends_with(".weight") ? tensor : tensor + ".weight", WeightForm::matrix, dtype_, {rows, columns});
+    return whole_weight(tensor.ends_with(".weight") ? tensor : tensor + ".weight", WeightForm::matrix, dtype_,
+                        {rows, columns});
   }
   ValueId linear(const std::string& label, const std::string& tensor, ValueId x, std::uint64_t outputs, DType dtype) {
     GraphBuilder::Extra extra;
@@ -192,9 +205,11 @@ private:
     extra.shape = Shape{builder_.shape_of(x)[0], count};
     return builder_.node(Op::slice_columns, label, {x}, builder_.dtype_of(x), std::move(extra));
   }
-  Modulation modulation(const std::string& name, const std::string& tensor, ValueId condition, ValueId bias, bool gated) {
+  Modulation modulation(const std::string& name, const std::string& tensor, ValueId condition, ValueId bias,
+                        bool gated) {
     const auto D = config_.width();
-    const auto low = linear(name + ".linear_1", tensor + ".linear_1.weight", condition, config_.adaln_width, DType::f32);
+    const auto low =
+        linear(name + ".linear_1", tensor + ".linear_1.weight", condition, config_.adaln_width, DType::f32);
     const auto high = linear(name + ".linear_2", tensor + ".linear_2.weight", low, gated ? 3 * D : 2 * D, DType::f32);
     const auto sum = builder_.node(Op::add, name + ".modulation", {high, bias}, DType::f32);
     Modulation result;
@@ -206,7 +221,8 @@ private:
   ValueId norm(const std::string& label, ValueId h, const Modulation& modulation) {
     GraphBuilder::Extra extra;
     extra.attrs[Attr::eps] = 1e-6;
-    return builder_.node(Op::layer_norm_modulate, label, {h, modulation.shift, modulation.scale}, dtype_, std::move(extra));
+    return builder_.node(Op::layer_norm_modulate, label, {h, modulation.shift, modulation.scale}, dtype_,
+                         std::move(extra));
   }
   /// h + gate * f(norm(h)).
   template <class F>
@@ -235,7 +251,8 @@ private:
     if (rope) inputs.insert(inputs.end(), {cos_, sin_});
     return builder_.node(Op::head_norm_rope, label, std::move(inputs), dtype_, std::move(extra));
   }
-  ValueId heads(const std::string& label, const std::string& tensor, const std::string& norm_tensor, ValueId n, bool rope) {
+  ValueId heads(const std::string& label, const std::string& tensor, const std::string& norm_tensor, ValueId n,
+                bool rope) {
     const auto x = to_slices(label, tensor, n, config_.width());
     return head_norm(label + "_norm", norm_tensor, x, rope, false);
   }
@@ -263,7 +280,8 @@ private:
 
 }  // namespace
 
-Graph denoiser_graph(const TransformerConfig& config, Compute compute, const DenoiserShape& shape, std::uint32_t slice_count) {
+Graph denoiser_graph(const TransformerConfig& config, Compute compute, const DenoiserShape& shape,
+                     std::uint32_t slice_count) {
   TransformerFrontEnd model(config, compute, shape.frames, shape.height, shape.width, shape.fps, slice_count);
   auto& builder = model.builder();
   const int branches = shape.guidance ? 2 : 1;
@@ -283,7 +301,8 @@ Graph denoiser_graph(const TransformerConfig& config, Compute compute, const Den
   std::vector<std::vector<KeysValues>> text;
   for (int branch = 0; branch < branches; ++branch) {
     builder.set_branch(branch);
-    const auto input = builder.input(branch == 0 ? "text_prompt" : "text_negative", DType::f32, {rows[branch], config.text_width});
+    const auto input =
+        builder.input(branch == 0 ? "text_prompt" : "text_negative", DType::f32, {rows[branch], config.text_width});
     text.push_back(model.text_state(input, suffixes[branch]));
   }
 
@@ -293,25 +312,31 @@ Graph denoiser_graph(const TransformerConfig& config, Compute compute, const Den
   std::vector<ValueId> outputs;
   for (int branch = 0; branch < branches; ++branch) {
     builder.set_branch(branch);
-    outputs.push_back(model.branch(token_rows, text[static_cast<std::size_t>(branch)], shape.padded_rows - rows[branch], no_value, suffixes[branch]));
+    outputs.push_back(model.branch(token_rows, text[static_cast<std::size_t>(branch)], shape.padded_rows - rows[branch],
+                                   no_value, suffixes[branch]));
   }
   builder.set_branch(-1);
   std::vector<ValueId> euler = {latents};
   for (int branch = 0; branch < branches; ++branch)
-    euler.push_back(model.unpatchify(std::string("unpatchify") + suffixes[branch], outputs[static_cast<std::size_t>(branch)]));
+    euler.push_back(
+        model.unpatchify(std::string("unpatchify") + suffixes[branch], outputs[static_cast<std::size_t>(branch)]));
   builder.node(Op::euler_step, "euler_step", std::move(euler), DType::f32, in_latents);
   return std::move(builder).finish();
 }
 
-Graph transformer_graph(const TransformerConfig& config, Compute compute, const TransformerShape& shape, std::uint32_t slice_count) {
+Graph transformer_graph(const TransformerConfig& config, Compute compute, const TransformerShape& shape,
+                        std::uint32_t slice_count) {
   TransformerFrontEnd model(config, compute, shape.frames, shape.height, shape.width, shape.fps, slice_count);
   auto& builder = model.builder();
   builder.begin_program("forward");
   const auto padding = model.padding_state();
-  const auto latents = builder.input("hidden_states", DType::f32, model.latent_shape(config.in_channels - (shape.condition_mask ? 1 : 0)));
-  const auto condition = shape.condition_mask ? builder.input("condition_mask", DType::f32, model.latent_shape(1)) : no_value;
+  const auto latents = builder.input("hidden_states", DType::f32,
+                                     model.latent_shape(config.in_channels - (shape.condition_mask ? 1 : 0)));
+  const auto condition =
+      shape.condition_mask ? builder.input("condition_mask", DType::f32, model.latent_shape(1)) : no_value;
   const auto text = builder.input("encoder_hidden_states", DType::f32, {shape.text_rows, config.text_width});
-  const auto key_mask = shape.attention_mask ? builder.input("attention_mask", DType::f32, {shape.text_rows}) : no_value;
+  const auto key_mask =
+      shape.attention_mask ? builder.input("attention_mask", DType::f32, {shape.text_rows}) : no_value;
   model.tables();
   const auto keys_values = model.text_state(text, "");
   const auto token_rows = model.tokens_of(latents, condition, padding);

@@ -13,8 +13,10 @@
 namespace orrery::compiler {
 
 /// Programs `prepare` and `step`. The shape was checked.
-Graph denoiser_graph(const TransformerConfig& config, Compute compute, const DenoiserShape& shape, std::uint32_t slice_count);
+Graph denoiser_graph(const TransformerConfig& config, Compute compute, const DenoiserShape& shape,
+                     std::uint32_t slice_count);
 /// Program `forward`. The shape was checked.
-Graph transformer_graph(const TransformerConfig& config, Compute compute, const TransformerShape& shape, std::uint32_t slice_count);
+Graph transformer_graph(const TransformerConfig& config, Compute compute, const TransformerShape& shape,
+                        std::uint32_t slice_count);
 
 }  // namespace orrery::compiler

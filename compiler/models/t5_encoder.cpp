@@ -6,7 +6,8 @@ using cards::Attr;
 using cards::Op;
 using cards::WeightForm;
 
-Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::uint64_t rows, bool attention_mask, std::uint32_t slice_count) {
+Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::uint64_t rows, bool attention_mask,
+                         std::uint32_t slice_count) {
   const auto dtype = dtype_of(compute);
   const auto inner = config.heads * config.head_dim;
   GraphBuilder builder("text_encoder", slice_count);
@@ -39,8 +40,8 @@ Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::
   auto x = builder.node(Op::embedding, "embedding", {ids}, DType::f32, std::move(table));
 
   GraphBuilder::Extra buckets;
-  buckets.weights = {whole_weight("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", WeightForm::table, DType::f32,
-                                  {config.buckets, config.heads})};
+  buckets.weights = {whole_weight("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                                  WeightForm::table, DType::f32, {config.buckets, config.heads})};
   buckets.attrs = {{Attr::rows, static_cast<double>(rows)},
                    {Attr::buckets, static_cast<double>(config.buckets)},
                    {Attr::max_distance, static_cast<double>(config.max_distance)},
@@ -57,7 +58,11 @@ Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::
     operands.push_back(bias);
     if (attention_mask) operands.push_back(mask);
     GraphBuilder::Extra attention;
-    attention.attrs = {{Attr::head_dim, static_cast<double>(config.head_dim)}, {Attr::scale, 1}, {Attr::zero_keys, 0}, {Attr::has_bias, 1}, {Attr::has_mask, attention_mask}};
+    attention.attrs = {{Attr::head_dim, static_cast<double>(config.head_dim)},
+                       {Attr::scale, 1},
+                       {Attr::zero_keys, 0},
+                       {Attr::has_bias, 1},
+                       {Attr::has_mask, attention_mask}};
     const auto o = builder.node(Op::attention, name + ".attn.scores", std::move(operands), dtype, std::move(attention));
     const auto y = from_slices(name + ".attn.o", layer + "0.SelfAttention.o.weight", o, inner);
     x = builder.node(Op::add, name + ".attn.residual", {x, y}, DType::f32);

@@ -12,6 +12,7 @@
 namespace orrery::compiler {
 
 /// Program `forward`; rows > 0.
-Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::uint64_t rows, bool attention_mask, std::uint32_t slice_count);
+Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::uint64_t rows, bool attention_mask,
+                         std::uint32_t slice_count);
 
 }  // namespace orrery::compiler

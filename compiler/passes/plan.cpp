@@ -23,8 +23,9 @@ constexpr std::uint64_t alignment = 64;
 std::uint64_t aligned(std::uint64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 
 std::string key_of(const cards::WeightSpec& weight) {
-  return weight.tensor + '|' + std::to_string(static_cast<int>(weight.form)) + '|' + std::to_string(static_cast<int>(weight.dtype)) + '|' +
-         std::to_string(weight.row_begin) + '|' + std::to_string(weight.row_end) + '|' + std::to_string(weight.column_begin) + '|' +
+  return weight.tensor + '|' + std::to_string(static_cast<int>(weight.form)) + '|' +
+         std::to_string(static_cast<int>(weight.dtype)) + '|' + std::to_string(weight.row_begin) + '|' +
+         std::to_string(weight.row_end) + '|' + std::to_string(weight.column_begin) + '|' +
          std::to_string(weight.column_end);
 }
 
@@ -79,7 +80,8 @@ private:
 
 class Planner {
 public:
-  Planner(const Graph& graph, std::shared_ptr<const cards::WeightSet> weights) : graph_(graph), set_(std::make_shared<cards::ProgramSet>()) {
+  Planner(const Graph& graph, std::shared_ptr<const cards::WeightSet> weights)
+      : graph_(graph), set_(std::make_shared<cards::ProgramSet>()) {
     set_->component = graph.component;
     set_->weights = std::move(weights);
   }
@@ -122,8 +124,8 @@ private:
         if (how == InPlace::never || node.outputs[0] == node.inputs[0]) continue;
         const auto& from = graph_.values[node.inputs[0]];
         const auto& to = graph_.values[node.outputs[0]];
-        const bool dies = last_use[node.inputs[0]] == i && !from.state && !to.state && !is_output[node.inputs[0]] && from.dtype == to.dtype &&
-                          element_count(from.shape) == element_count(to.shape);
+        const bool dies = last_use[node.inputs[0]] == i && !from.state && !to.state && !is_output[node.inputs[0]] &&
+                          from.dtype == to.dtype && element_count(from.shape) == element_count(to.shape);
         ORRERY_CHECK(dies || how == InPlace::allowed);
         if (dies) joined_[node.outputs[0]] = root(node.inputs[0]);
       }
@@ -194,20 +196,23 @@ private:
       life->offset = offset;
       set_->slots[life->slot].offset = offset;
       set_->activation_bytes = std::max(set_->activation_bytes, offset + life->bytes);
-      placed.insert(std::upper_bound(placed.begin(), placed.end(), life, [](const Life* a, const Life* b) { return a->offset < b->offset; }), life);
+      placed.insert(std::upper_bound(placed.begin(), placed.end(), life,
+                                     [](const Life* a, const Life* b) { return a->offset < b->offset; }),
+                    life);
     }
   }
 
   void number_weights() {
-    for (cards::WeightId id = 0; id < set_->weights->weights.size(); ++id) weight_ids_.emplace(key_of(set_->weights->weights[id]), id);
+    for (cards::WeightId id = 0; id < set_->weights->weights.size(); ++id)
+      weight_ids_.emplace(key_of(set_->weights->weights[id]), id);
   }
 
   void write_program(const GraphProgram& program) {
     cards::Program result;
     result.name = program.name;
     AccessMap accesses;
-    std::set<SlotId> sent;                           // Exchange commands may still read them.
-    std::set<std::uint32_t> exchange_done;           // Known to the compute queue.
+    std::set<SlotId> sent;                  // Exchange commands may still read them.
+    std::set<std::uint32_t> exchange_done;  // Known to the compute queue.
     for (std::uint32_t i = 0; i < program.nodes.size(); ++i) {
       const auto& node = program.nodes[i];
       cards::Command command;
@@ -243,8 +248,10 @@ private:
       std::uint32_t last_compute = UINT32_MAX;
       for (const auto need : needs) {
         const bool compute = result.commands[need].queue == Queue::compute;
-        if (compute) last_compute = need;
-        else if (command.queue == Queue::exchange || exchange_done.insert(need).second) command.after.push_back(need);
+        if (compute)
+          last_compute = need;
+        else if (command.queue == Queue::exchange || exchange_done.insert(need).second)
+          command.after.push_back(need);
       }
       if (command.queue == Queue::exchange) {
         if (last_compute != UINT32_MAX) command.after.push_back(last_compute);

@@ -7,7 +7,8 @@ namespace orrery::compiler {
 using cards::Attr;
 using cards::Op;
 
-std::optional<Shape> inferred_shape(Op op, const std::vector<Shape>& inputs, const std::vector<cards::WeightSpec>& weights,
+std::optional<Shape> inferred_shape(Op op, const std::vector<Shape>& inputs,
+                                    const std::vector<cards::WeightSpec>& weights,
                                     const std::map<Attr, double>& attrs) {
   const auto number = [&](Attr attr, std::uint64_t otherwise = 0) {
     const auto found = attrs.find(attr);
@@ -36,7 +37,8 @@ std::optional<Shape> inferred_shape(Op op, const std::vector<Shape>& inputs, con
     case Op::euler_step:
     case Op::to_decoder:
     case Op::temporal_attention: return inputs[0];
-    case Op::relative_bias: return Shape{number(Attr::slice_count, 1) * number(Attr::heads), 2 * number(Attr::rows) - 1};
+    case Op::relative_bias:
+      return Shape{number(Attr::slice_count, 1) * number(Attr::heads), 2 * number(Attr::rows) - 1};
     case Op::embedding: return Shape{inputs[0][0], weights[0].columns()};
     case Op::channels_last: return Shape{inputs[0][1], inputs[0][2], inputs[0][3], inputs[0][0]};
     case Op::channels_first: return Shape{inputs[0][3], inputs[0][0], inputs[0][1], inputs[0][2]};
@@ -83,7 +85,8 @@ std::string shape_problem(const Graph& graph) {
       const auto shape = inferred_shape(node.op, inputs, node.weights, node.attrs);
       const auto& has = graph.values[node.outputs[0]].shape;
       if (shape && element_count(*shape) != element_count(has))
-        return program.name + ", " + std::string(name_of(node.op)) + " " + node.label + " gives " + text_of(*shape) + ", its value is " + text_of(has);
+        return program.name + ", " + std::string(name_of(node.op)) + " " + node.label + " gives " + text_of(*shape) +
+               ", its value is " + text_of(has);
     }
   return {};
 }

@@ -51,7 +51,9 @@ public:
 private:
   bool two_groups() const { return layout_.owned.size() == 2; }
   bool several() const { return layout_.rank_count() > 1; }
-  bool mine(int branch) const { return branch < 0 || !two_groups() || static_cast<std::uint32_t>(branch) == layout_.group; }
+  bool mine(int branch) const {
+    return branch < 0 || !two_groups() || static_cast<std::uint32_t>(branch) == layout_.group;
+  }
   const Value& logical(ValueId value) const { return in_.values[value]; }
 
   ValueId new_value(const std::string& name, DType dtype, Shape shape, bool state = false, bool input = false) {
@@ -87,8 +89,10 @@ private:
       case Spread::whole: break;
       case Spread::rows:
         // Complete sums keep a leading 1: [1, rows, width].
-        if (local.size() == 3) local[1] = layout_.rows(local[1]).count();
-        else local[0] = layout_.rows(local[0]).count();
+        if (local.size() == 3)
+          local[1] = layout_.rows(local[1]).count();
+        else
+          local[0] = layout_.rows(local[0]).count();
         break;
       case Spread::slices: local[0] = local[0] / in_.slice_count * layout_.slices().size(); break;
       case Spread::own_rows: local[1] = layout_.rows(local[1]).count(); break;
@@ -211,7 +215,8 @@ private:
   void finish(const Node& node, Node local, Spread spread, bool begins) {
     if (begins) {
       const auto rows = logical(node.outputs[0]).shape[0];
-      local.attrs[Attr::begin] = spread == Spread::rows && mine(node.branch) ? static_cast<double>(layout_.rows(rows).begin) : 0.0;
+      local.attrs[Attr::begin] =
+          spread == Spread::rows && mine(node.branch) ? static_cast<double>(layout_.rows(rows).begin) : 0.0;
     }
     for (const auto output : node.outputs) local.outputs.push_back(place(output, spread, node.branch));
     emit(std::move(local));
@@ -248,8 +253,8 @@ private:
   }
 
   /// One weight for each slice: rows of the matrix when `by_rows`, else columns.
-  static std::vector<cards::WeightSpec> cut(const cards::WeightSpec& whole, const std::vector<std::uint32_t>& slices, std::uint32_t slice_count,
-                                            bool by_rows) {
+  static std::vector<cards::WeightSpec> cut(const cards::WeightSpec& whole, const std::vector<std::uint32_t>& slices,
+                                            std::uint32_t slice_count, bool by_rows) {
     std::vector<cards::WeightSpec> parts;
     for (const auto slice : slices) {
       auto part = whole;
@@ -305,7 +310,8 @@ private:
       if (several() && mine(branch)) {
         auto move = exchange(Op::to_tokens, logical(input).name + ".to_tokens", tokens, branch);
         move.slices = layout_.slices();
-        tokens = new_value(logical(input).name + ".tokens", logical(input).dtype, local_shape(logical(input).shape, Spread::own_rows));
+        tokens = new_value(logical(input).name + ".tokens", logical(input).dtype,
+                           local_shape(logical(input).shape, Spread::own_rows));
         move.outputs = {tokens};
         emit(std::move(move));
       }

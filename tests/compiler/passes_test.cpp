@@ -53,7 +53,8 @@ std::vector<Layout> layouts(std::uint32_t V, std::uint64_t seed) {
         layout.owned.clear();
         for (std::uint32_t group = 0; group < groups; ++group) {
           std::vector<std::vector<std::uint32_t>> owned(ranks);
-          for (std::uint32_t slice = 0; slice < V; ++slice) owned[slice < ranks ? slice : random.below(ranks)].push_back(slice);
+          for (std::uint32_t slice = 0; slice < V; ++slice)
+            owned[slice < ranks ? slice : random.below(ranks)].push_back(slice);
           layout.owned.push_back(std::move(owned));
         }
         for (layout.group = 0; layout.group < groups; ++layout.group)
@@ -80,8 +81,10 @@ void check_no_overlap(const cards::ProgramSet& set) {
         const auto& first = set.slots[a->first];
         const auto& second = set.slots[b->first];
         if (first.bytes() == 0 || second.bytes() == 0) continue;
-        const bool together = first.state || second.state || (a->second.first <= b->second.second && b->second.first <= a->second.second);
-        const bool overlaps = first.offset < second.offset + second.bytes() && second.offset < first.offset + first.bytes();
+        const bool together =
+            first.state || second.state || (a->second.first <= b->second.second && b->second.first <= a->second.second);
+        const bool overlaps =
+            first.offset < second.offset + second.bytes() && second.offset < first.offset + first.bytes();
         if (together && overlaps) FAIL(first.name << " and " << second.name << " overlap in " << program.name);
       }
   }
@@ -94,7 +97,8 @@ Graph random_graph(std::uint64_t seed) {
   builder.begin_program("forward");
   const std::uint64_t widths[] = {1, 3, 16, 33, 100};
   std::map<std::uint64_t, std::vector<ValueId>> by_width;
-  for (const auto width : widths) by_width[width].push_back(builder.input("in" + std::to_string(width), DType::f32, {4, width}));
+  for (const auto width : widths)
+    by_width[width].push_back(builder.input("in" + std::to_string(width), DType::f32, {4, width}));
   const auto state = builder.state("state", DType::f32, {4, 16});
   for (int i = 0; i < 60; ++i) {
     const auto name = "n" + std::to_string(i);
@@ -186,7 +190,8 @@ TEST_CASE("passes: ranks agree on exchange ids without talking", "[compiler]") {
     std::size_t gathers = 0;
     for (const auto& layout : layouts(8, 5)) {
       if (layout.split != split || layout.owned.size() != 2 || layout.rank_count() != 3) continue;
-      auto set = compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout, Compute::f32, shape_of(2, 4, 6));
+      auto set = compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout, Compute::f32,
+                                  shape_of(2, 4, 6));
       REQUIRE(set.ok());
       std::set<double> ids;
       for (const auto& program : set.value()->programs)
@@ -213,7 +218,8 @@ TEST_CASE("passes: ranks agree on exchange ids without talking", "[compiler]") {
 TEST_CASE("passes: one card needs no exchange, and a slice's weights are on one rank only", "[compiler]") {
   const auto config = tiny();
   const auto whole = single_card(8);
-  auto set = compile_denoiser(config, denoiser_weights(config, whole, Compute::f32).value(), whole, Compute::f32, shape_of(2, 4, 6));
+  auto set = compile_denoiser(config, denoiser_weights(config, whole, Compute::f32).value(), whole, Compute::f32,
+                              shape_of(2, 4, 6));
   REQUIRE(set.ok());
   for (const auto& program : set.value()->programs)
     for (const auto& command : program.commands) CHECK(command.queue == cards::Queue::compute);
@@ -225,7 +231,8 @@ TEST_CASE("passes: one card needs no exchange, and a slice's weights are on one 
   for (layout.rank = 0; layout.rank < 3; ++layout.rank) {
     const auto weights = denoiser_weights(config, layout, Compute::f32).value();
     for (const auto& weight : weights->weights) {
-      const bool part = weight.rows() < weight.shape[0] || (weight.shape.size() > 1 && weight.columns() < weight.shape[1]);
+      const bool part =
+          weight.rows() < weight.shape[0] || (weight.shape.size() > 1 && weight.columns() < weight.shape[1]);
       sum += part ? weight.bytes() : 0;
       replicated += !part && layout.rank == 0 ? weight.bytes() : 0;
     }
@@ -233,14 +240,17 @@ TEST_CASE("passes: one card needs no exchange, and a slice's weights are on one 
   CHECK(sum + replicated == denoiser_weights(config, whole, Compute::f32).value()->bytes());
   layout.rank = 1;
   layout.split = Split::sequence;
-  CHECK(denoiser_weights(config, layout, Compute::f32).value()->bytes() == denoiser_weights(config, whole, Compute::f32).value()->bytes());
+  CHECK(denoiser_weights(config, layout, Compute::f32).value()->bytes() ==
+        denoiser_weights(config, whole, Compute::f32).value()->bytes());
 }
 
 TEST_CASE("passes: activations join what makes them", "[compiler]") {
   PassTrace trace;
   const auto config = tiny();
   const auto layout = single_card(8);
-  REQUIRE(compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout, Compute::f32, shape_of(2, 4, 6), &trace).ok());
+  REQUIRE(compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout, Compute::f32,
+                           shape_of(2, 4, 6), &trace)
+              .ok());
   REQUIRE(trace.entries.size() == 4);
   CHECK(trace.entries[0].pass == "front end");
   CHECK(trace.entries[0].text.find("block0.prompt.ff.gelu") != std::string::npos);
@@ -254,7 +264,9 @@ TEST_CASE("passes: a set that was tampered with does not pass its check", "[comp
   const auto config = tiny();
   Layout layout = single_card(8);
   layout.owned = {{{0, 1, 2}, {3, 4, 5}, {6, 7}}};
-  const auto good = compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout, Compute::f32, shape_of(3, 6, 10)).value();
+  const auto good = compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout,
+                                     Compute::f32, shape_of(3, 6, 10))
+                        .value();
   const auto refuses = [&](const char* what, const std::function<void(cards::ProgramSet&)>& change) {
     auto set = *good;
     change(set);
@@ -271,14 +283,17 @@ TEST_CASE("passes: a set that was tampered with does not pass its check", "[comp
   CHECK(good->check().ok());
   refuses("slot out of range", [&](auto& set) { first_of(set, Op::gate_add).inputs[2] = 1 << 20; });
   refuses("weight out of range", [&](auto& set) { first_of(set, Op::linear).weights[0] = 1 << 20; });
-  refuses("weight of another shape", [&](auto& set) { first_of(set, Op::linear).weights[0] = first_of(set, Op::linear_to_slices).weights[0]; });
+  refuses("weight of another shape",
+          [&](auto& set) { first_of(set, Op::linear).weights[0] = first_of(set, Op::linear_to_slices).weights[0]; });
   refuses("an input is missing", [&](auto& set) { first_of(set, Op::attention).inputs.pop_back(); });
-  refuses("not in place", [&](auto& set) { first_of(set, Op::gate_add).outputs[0] = first_of(set, Op::patchify).outputs[0]; });
+  refuses("not in place",
+          [&](auto& set) { first_of(set, Op::gate_add).outputs[0] = first_of(set, Op::patchify).outputs[0]; });
   refuses("unaligned", [&](auto& set) { set.slots[first_of(set, Op::patchify).outputs[0]].offset += 4; });
   refuses("outside of its memory", [&](auto& set) { set.activation_bytes -= 64; });
   refuses("waits for the future", [&](auto& set) { first_of(set, Op::linear).after.push_back(1 << 20); });
   refuses("does not wait for its input", [&](auto& set) { first_of(set, Op::reduce_scatter).after.clear(); });
-  refuses("reads what nobody wrote", [&](auto& set) { set.programs[step].commands.erase(set.programs[step].commands.begin()); });
+  refuses("reads what nobody wrote",
+          [&](auto& set) { set.programs[step].commands.erase(set.programs[step].commands.begin()); });
   refuses("all in one place", [&](auto& set) {
     for (auto& slot : set.slots)
       if (!slot.state) slot.offset = set.state_bytes;
@@ -299,7 +314,9 @@ TEST_CASE("passes: one block on the second of two cards, printed", "[.][print]")
   for (const auto split : {Split::tensor, Split::sequence}) {
     layout.split = split;
     PassTrace trace;
-    REQUIRE(compile_denoiser(config, denoiser_weights(config, layout, Compute::bf16).value(), layout, Compute::bf16, shape, &trace).ok());
+    REQUIRE(compile_denoiser(config, denoiser_weights(config, layout, Compute::bf16).value(), layout, Compute::bf16,
+                             shape, &trace)
+                .ok());
     for (const auto& [pass, text] : trace.entries) std::cout << "=== " << pass << "\n" << text;
   }
 }
@@ -327,14 +344,17 @@ TEST_CASE("compile: sizes that the model cannot make are refused", "[compiler][h
   CHECK(code(shape) == ErrorCode::invalid_request);
   auto world = config;
   world.in_channels = 5;
-  CHECK(compile_denoiser(world, weights, layout, Compute::f32, shape_of(2, 4, 6)).error().code == ErrorCode::unsupported);
+  CHECK(compile_denoiser(world, weights, layout, Compute::f32, shape_of(2, 4, 6)).error().code ==
+        ErrorCode::unsupported);
   Layout bad = layout;
   bad.owned = {{{0, 1, 2}, {2, 3, 4, 5, 6, 7}}};
   CHECK(denoiser_weights(config, bad, Compute::f32).error().code == ErrorCode::internal);
   // Weights of another layout.
   Layout half = layout;
   half.owned = {{{0, 1, 2, 3}, {4, 5, 6, 7}}};
-  CHECK(!compile_denoiser(config, denoiser_weights(config, half, Compute::f32).value(), layout, Compute::f32, shape_of(2, 4, 6)).ok());
+  CHECK(!compile_denoiser(config, denoiser_weights(config, half, Compute::f32).value(), layout, Compute::f32,
+                          shape_of(2, 4, 6))
+             .ok());
 }
 
 TEST_CASE("compile: the published 7B model has the published figures", "[compiler]") {
@@ -361,7 +381,8 @@ TEST_CASE("compile: the published 7B model has the published figures", "[compile
   TextEncoderConfig text;
   const auto text_figures = text_encoder_figures(text, Compute::bf16, 512, slice_count_of(text)).value();
   // The bias table stays f32, and so do the norms.
-  CHECK(text_figures.weight_bytes_replicated + text_figures.weight_bytes_sliced == 4'864'791'552ULL * 2 + (32 * 128 + 49 * 1024) * 2);
+  CHECK(text_figures.weight_bytes_replicated + text_figures.weight_bytes_sliced ==
+        4'864'791'552ULL * 2 + (32 * 128 + 49 * 1024) * 2);
   CHECK(text_figures.flops_linear == Approx(24.0 * 2 * 512 * 201'326'592.0).epsilon(0.01));
 }
 

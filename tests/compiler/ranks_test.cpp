@@ -49,7 +49,9 @@ std::vector<std::vector<float>> denoise(const DenoiserCase& which, const Owned& 
         rank.write<float>("text_prompt", prompt);
         rank.write<float>("text_negative", negative);
         cards::Scalars scalars{};
-        const auto set = [&](cards::Scalar which_one, double value) { scalars[static_cast<std::size_t>(which_one)] = value; };
+        const auto set = [&](cards::Scalar which_one, double value) {
+          scalars[static_cast<std::size_t>(which_one)] = value;
+        };
         set(cards::Scalar::sigma_max, 80);
         ORRERY_TRY_DONE(rank.run("prepare", scalars));
         double sigma = 80;
@@ -91,11 +93,11 @@ DenoiserShape small_shape() {
 }
 
 const std::vector<Owned> layouts_of_eight = {
-    {{{0, 1, 2, 3}, {4, 5, 6, 7}}},                      // Even.
-    {{{0, 1, 2}, {3, 4, 5}, {6, 7}}},                    // Uneven.
-    {{{0, 3, 5}, {1, 2, 7}, {4, 6}}},                    // Not contiguous.
-    {{{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}}},          // One slice each.
-    {{{6, 7}, {0, 1, 2, 3, 4, 5}}},                      // Ranks against slice order.
+    {{{0, 1, 2, 3}, {4, 5, 6, 7}}},              // Even.
+    {{{0, 1, 2}, {3, 4, 5}, {6, 7}}},            // Uneven.
+    {{{0, 3, 5}, {1, 2, 7}, {4, 6}}},            // Not contiguous.
+    {{{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}}},  // One slice each.
+    {{{6, 7}, {0, 1, 2, 3, 4, 5}}},              // Ranks against slice order.
 };
 
 }  // namespace

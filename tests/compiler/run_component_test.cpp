@@ -11,7 +11,8 @@ namespace {
 /// A component of a golden folder on a small card.
 class Component {
 public:
-  Component(const std::string& path, std::string component, std::uint64_t memory = std::uint64_t{1} << 28) : component_(std::move(component)) {
+  Component(const std::string& path, std::string component, std::uint64_t memory = std::uint64_t{1} << 28)
+      : component_(std::move(component)) {
     auto folder = open_model_folder(testing::golden(path));
     REQUIRE(folder.ok());
     folder_ = std::move(folder).value();
@@ -51,7 +52,8 @@ NamedTensors without(NamedTensors inputs, const std::string& name) {
 Tensor filled(DType dtype, Shape shape, float value) {
   Tensor tensor(dtype, std::move(shape));
   if (dtype == DType::f32) std::fill(tensor.as<float>().begin(), tensor.as<float>().end(), value);
-  if (dtype == DType::i64) std::fill(tensor.as<std::int64_t>().begin(), tensor.as<std::int64_t>().end(), static_cast<std::int64_t>(value));
+  if (dtype == DType::i64)
+    std::fill(tensor.as<std::int64_t>().begin(), tensor.as<std::int64_t>().end(), static_cast<std::int64_t>(value));
   return tensor;
 }
 
@@ -86,7 +88,8 @@ TEST_CASE("component: inputs of the transformer that do not fit are refused", "[
 
 TEST_CASE("component: a card that is too small says so and keeps nothing", "[compiler]") {
   Component run("transformer_a/transformer", "transformer", 1 << 16);
-  run.refuses(testing::tensors_of(testing::golden("transformer_a/nofps.in.safetensors")), "", ErrorCode::card_memory_exhausted);
+  run.refuses(testing::tensors_of(testing::golden("transformer_a/nofps.in.safetensors")), "",
+              ErrorCode::card_memory_exhausted);
 }
 
 TEST_CASE("component: ids outside of the vocabulary are refused", "[compiler][hostile]") {
@@ -95,7 +98,8 @@ TEST_CASE("component: ids outside of the vocabulary are refused", "[compiler][ho
   run.refuses(with(good, "input_ids", filled(DType::i64, {2, 24}, 64)), "vocabulary has 64");
   run.refuses(with(good, "input_ids", filled(DType::i64, {2, 24}, -1)), "vocabulary has 64");
   run.refuses(with(good, "input_ids", filled(DType::f32, {2, 24}, 1.5F)), "vocabulary has 64");
-  run.refuses(with(good, "input_ids", filled(DType::f32, {2, 24}, std::numeric_limits<float>::infinity())), "vocabulary has 64");
+  run.refuses(with(good, "input_ids", filled(DType::f32, {2, 24}, std::numeric_limits<float>::infinity())),
+              "vocabulary has 64");
   run.refuses(with(good, "input_ids", Tensor(DType::i64, {24})), "[B,S]");
   run.refuses(with(good, "attention_mask", Tensor(DType::i64, {2, 23})), "'attention_mask' has shape [2, 23]");
   run.refuses(with(good, "attention_mask", Tensor(DType::i64, {2, 24})), "keeps no text row");

@@ -45,8 +45,10 @@ std::vector<std::vector<float>> denoise(Compute compute) {
   shape.height = noise.shape()[3];
   shape.width = noise.shape()[4];
   shape.padded_rows = padded;
-  shape.prompt_rows = static_cast<std::uint64_t>(std::accumulate(mask.begin(), mask.begin() + static_cast<std::ptrdiff_t>(padded), std::int64_t{0}));
-  shape.negative_rows = static_cast<std::uint64_t>(std::accumulate(mask.begin() + static_cast<std::ptrdiff_t>(padded), mask.end(), std::int64_t{0}));
+  shape.prompt_rows = static_cast<std::uint64_t>(
+      std::accumulate(mask.begin(), mask.begin() + static_cast<std::ptrdiff_t>(padded), std::int64_t{0}));
+  shape.negative_rows = static_cast<std::uint64_t>(
+      std::accumulate(mask.begin() + static_cast<std::ptrdiff_t>(padded), mask.end(), std::int64_t{0}));
   shape.fps = 30;
   const auto prompt = real_rows(out.at("prompt_embeds"), shape.prompt_rows);
   const auto negative = real_rows(out.at("negative_prompt_embeds"), shape.negative_rows);
@@ -95,7 +97,8 @@ TEST_CASE("denoiser: its latents are those of the reference pipeline after every
   REQUIRE(latents.size() == 4);
   for (std::size_t step = 0; step < latents.size(); ++step) {
     INFO("step " << step);
-    CHECK(testing::worst_ratio(latents[step], out.at("step" + std::to_string(step) + ".latents").as<float>(), 1e-4) <= 1.0);
+    CHECK(testing::worst_ratio(latents[step], out.at("step" + std::to_string(step) + ".latents").as<float>(), 1e-4) <=
+          1.0);
   }
   // Equal sigmas at the end: the last step changes nothing, bit for bit.
   CHECK(std::memcmp(latents[2].data(), latents[3].data(), latents[2].size() * sizeof(float)) == 0);

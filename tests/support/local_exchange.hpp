@@ -51,7 +51,8 @@ private:
 /// One rank: its card, its lane, and its part in exchanges.
 class LocalRank {
 public:
-  LocalRank(Board& board, compiler::Layout layout, std::shared_ptr<const cards::ProgramSet> set) : board_(board), layout_(std::move(layout)), set_(std::move(set)) {}
+  LocalRank(Board& board, compiler::Layout layout, std::shared_ptr<const cards::ProgramSet> set)
+      : board_(board), layout_(std::move(layout)), set_(std::move(set)) {}
 
   Status start(const cards::WeightSource& source) {
     const auto name = "g" + std::to_string(layout_.group) + "r" + std::to_string(layout_.rank);
@@ -135,7 +136,8 @@ private:
         const auto ranges = layout_.rows_of_group(group, rows);
         for (std::size_t s = 0; s < layout_.slices().size(); ++s)
           for (std::size_t rank = 0; rank < ranges.size(); ++rank)
-            copy(out, (s * rows + ranges[rank].begin) * width, *shown[rank], layout_.slices()[s] * ranges[rank].count() * width, ranges[rank].count() * width);
+            copy(out, (s * rows + ranges[rank].begin) * width, *shown[rank],
+                 layout_.slices()[s] * ranges[rank].count() * width, ranges[rank].count() * width);
         return Done{};
       }
       case cards::Op::to_tokens: {  // [S, all rows, w] of each rank -> [V, own rows, w]
@@ -144,7 +146,8 @@ private:
         for (std::size_t rank = 0; rank < shown.size(); ++rank) {
           const auto& slices = layout_.owned[group][rank];
           for (std::size_t s = 0; s < slices.size(); ++s)
-            copy(out, slices[s] * own.count() * width, *shown[rank], (s * rows + own.begin) * width, own.count() * width);
+            copy(out, slices[s] * own.count() * width, *shown[rank], (s * rows + own.begin) * width,
+                 own.count() * width);
         }
         return Done{};
       }
@@ -152,21 +155,26 @@ private:
     }
   }
 
-  static Error wrong(const cards::Command& command) { return Error{ErrorCode::internal, command.label + ": sizes do not fit"}; }
-  static void copy(std::span<std::byte> to, std::size_t to_offset, const std::vector<std::byte>& from, std::size_t from_offset, std::size_t size) {
+  static Error wrong(const cards::Command& command) {
+    return Error{ErrorCode::internal, command.label + ": sizes do not fit"};
+  }
+  static void copy(std::span<std::byte> to, std::size_t to_offset, const std::vector<std::byte>& from,
+                   std::size_t from_offset, std::size_t size) {
     ORRERY_CHECK(to_offset + size <= to.size() && from_offset + size <= from.size());
     if (size > 0) std::memcpy(to.data() + to_offset, from.data() + from_offset, size);
   }
 
   /// Sum over a range of slices: one rank's piece where it is one, else left plus right.
-  std::vector<float> tree_sum(SliceRange range, const std::vector<const std::vector<std::byte>*>& shown, std::size_t count) const {
+  std::vector<float> tree_sum(SliceRange range, const std::vector<const std::vector<std::byte>*>& shown,
+                              std::size_t count) const {
     for (std::size_t rank = 0; rank < shown.size(); ++rank) {
       const auto pieces = pieces_of(layout_.owned[layout_.group][rank], layout_.slice_count);
       for (std::size_t i = 0; i < pieces.size(); ++i)
         if (pieces[i] == range) {
           std::vector<float> values(count);
           ORRERY_CHECK((i + 1) * count * sizeof(float) <= shown[rank]->size());
-          if (count > 0) std::memcpy(values.data(), shown[rank]->data() + i * count * sizeof(float), count * sizeof(float));
+          if (count > 0)
+            std::memcpy(values.data(), shown[rank]->data() + i * count * sizeof(float), count * sizeof(float));
           return values;
         }
     }
@@ -193,8 +201,9 @@ public:
   using Compile = std::function<Result<std::shared_ptr<const cards::ProgramSet>>(const compiler::Layout&)>;
   using Work = std::function<Status(LocalRank&)>;
 
-  static Result<std::unique_ptr<LocalCluster>> run(const Owned& owned, compiler::Split split, std::uint32_t slice_count, const cards::WeightSource& source,
-                                                   const Compile& compile, const Work& work) {
+  static Result<std::unique_ptr<LocalCluster>> run(const Owned& owned, compiler::Split split, std::uint32_t slice_count,
+                                                   const cards::WeightSource& source, const Compile& compile,
+                                                   const Work& work) {
     auto cluster = std::make_unique<LocalCluster>();
     for (std::uint32_t group = 0; group < owned.size(); ++group)
       for (std::uint32_t rank = 0; rank < owned[group].size(); ++rank) {
