@@ -6,8 +6,9 @@
 //   scores = q k^T          [64, 128]
 //   m' = max(m, scores)     l = l e^(m-m') + sum e^(scores-m')     o = o e^(m-m') + e^(scores-m') v
 //
-// A query row's bits depend on its head's q row, k and v only. bf16 operands are widened: products and weights of
-// the softmax are f32.
+// A query row's bits depend on its head's q row, k and v only. When q, k and v are bf16 and the machine multiplies bf16
+// (Simd::multiply_pairs), both products take bf16 operands, e^(..) rounded to bf16 for the second one; otherwise
+// operands are widened and products are f32. Sums and the softmax's state are f32 in both.
 
 #include <algorithm>
 #include <array>
@@ -62,6 +63,148 @@ void pack_values(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t coun
   }
 }
 
+/// Both packings for bf16 products: two neighbours along the summed axis stand together.
+void pack_key_pairs(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t count, std::uint16_t* panels) {
+  const auto width = simd().panel_columns, pairs = (head.head_dim + 1) / 2;
+  for (std::uint64_t j = 0; j < round_up(count, width); ++j) {
+    auto* to = panels + (j / width * width * pairs + j % width) * 2;
+    const auto* from = reinterpret_cast<const std::uint16_t*>(head.keys) + (begin + j) * head.row_stride;
+    for (std::uint64_t p = 0; p < pairs; ++p, to += width * 2) {
+      to[0] = j < count ? from[2 * p] : std::uint16_t{0};
+      to[1] = j < count && 2 * p + 1 < head.head_dim ? from[2 * p + 1] : std::uint16_t{0};
+    }
+  }
+}
+
+void pack_value_pairs(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t count, std::uint16_t* panels) {
+  const auto width = simd().panel_columns, stride = head.row_stride;
+  for (std::uint64_t column = 0; column < head.head_dim; column += width) {
+    const auto here = std::min(width, head.head_dim - column);
+    for (std::uint64_t j = 0; j < count; j += 2, panels += width * 2) {
+      const auto* from = reinterpret_cast<const std::uint16_t*>(head.values) + (begin + j) * stride + column;
+      for (std::uint64_t d = 0; d < width; ++d) {
+        panels[2 * d] = d < here ? from[d] : std::uint16_t{0};
+        panels[2 * d + 1] = d < here && j + 1 < count ? from[stride + d] : std::uint16_t{0};
+      }
+    }
+  }
+}
+
+/// One job's query rows against blocks of keys; the two arithmetics differ here only.
+class WideProducts {
+public:
+  WideProducts(const HeadOfKeys& head, std::uint64_t rows, Scratch& scratch)
+      : head_(head),
+        query_(scratch.take_of<float>(rows * head.head_dim)),
+        keys_(scratch.take_of<float>(round_up(key_block, simd().panel_columns) * head.head_dim)),
+        values_(scratch.take_of<float>(round_up(head.head_dim, simd().panel_columns) * key_block)),
+        row_(scratch.take_of<float>(head.head_dim)) {}
+  void take_query(std::uint64_t row, const std::byte* from, DType dtype) {
+    convert(from, dtype, reinterpret_cast<std::byte*>(query_ + row * head_.head_dim), DType::f32, head_.head_dim);
+  }
+  void take_keys(std::uint64_t begin, std::uint64_t count) {
+    pack_keys(head_, begin, count, keys_, row_);
+    pack_values(head_, begin, count, values_);
+  }
+  void scores(std::uint64_t row, std::uint64_t rows, std::uint64_t count, float* to) {
+    simd().multiply(keys_, false, count, head_.head_dim, query_ + row * head_.head_dim, head_.head_dim, rows, to, key_block, false);
+  }
+  void add_values(const float* weights, std::uint64_t rows, std::uint64_t count, float* output, std::uint64_t stride) {
+    simd().multiply(values_, false, head_.head_dim, count, weights, key_block, rows, output, stride, true);
+  }
+
+private:
+  const HeadOfKeys& head_;
+  float *query_, *keys_, *values_, *row_;
+};
+
+class PairProducts {
+public:
+  PairProducts(const HeadOfKeys& head, std::uint64_t rows, Scratch& scratch)
+      : head_(head),
+        depth_((head.head_dim + 1) / 2 * 2),
+        query_(scratch.take_of<std::uint16_t>(rows * depth_)),
+        keys_(scratch.take_of<std::uint16_t>(round_up(key_block, simd().panel_columns) * depth_)),
+        values_(scratch.take_of<std::uint16_t>(round_up(head.head_dim, simd().panel_columns) * key_block)),
+        weights_(scratch.take_of<std::uint16_t>(tile_rows * key_block)) {}
+  void take_query(std::uint64_t row, const std::byte* from, DType) {
+    std::memcpy(query_ + row * depth_, from, head_.head_dim * sizeof(std::uint16_t));
+    if (depth_ > head_.head_dim) query_[row * depth_ + head_.head_dim] = 0;
+  }
+  void take_keys(std::uint64_t begin, std::uint64_t count) {
+    pack_key_pairs(head_, begin, count, keys_);
+    pack_value_pairs(head_, begin, count, values_);
+  }
+  void scores(std::uint64_t row, std::uint64_t rows, std::uint64_t count, float* to) {
+    simd().multiply_pairs(keys_, count, depth_ / 2, query_ + row * depth_, depth_, rows, to, key_block, false);
+  }
+  void add_values(const float* weights, std::uint64_t rows, std::uint64_t count, float* output, std::uint64_t stride) {
+    // The softmax wrote zeros up to a whole vector, so an odd last key has a partner.
+    simd().convert({weights, false}, {weights_, true}, rows * key_block);
+    simd().multiply_pairs(values_, head_.head_dim, (count + 1) / 2, weights_, key_block, rows, output, stride, true);
+  }
+
+private:
+  const HeadOfKeys& head_;
+  const std::uint64_t depth_;
+  std::uint16_t *query_, *keys_, *values_, *weights_;
+};
+
+/// What all jobs of one call share.
+struct AttentionCall {
+  Operand q, k, v, o;
+  std::uint64_t heads = 0, head_dim = 0;
+  const float *bias = nullptr, *mask = nullptr;
+  float scale = 1, zero_keys = 0;
+};
+
+template <class Products>
+void attend(const AttentionCall& call, std::uint64_t slice, std::uint64_t head, std::uint64_t row_begin, std::uint64_t rows,
+            Scratch& scratch) {
+  const auto queries = call.q.extent(1), keys = call.k.extent(1), width = call.q.extent(2), head_dim = call.head_dim;
+  const auto span = std::max(queries, keys);
+  const auto head_column = head * head_dim;
+  const auto place = [&](const Operand& operand, std::uint64_t row) {
+    return operand.data + ((slice * operand.extent(1) + row) * width + head_column) * size_of(operand.dtype);
+  };
+  const HeadOfKeys source{place(call.k, 0), place(call.v, 0), call.k.dtype, call.v.dtype, width, head_dim};
+  Products products(source, rows, scratch);
+  for (std::uint64_t r = 0; r < rows; ++r) products.take_query(r, place(call.q, row_begin + r), call.q.dtype);
+
+  const auto stride = round_up(head_dim, simd().panel_columns);
+  auto* output = scratch.take_of<float>(rows * stride);
+  std::memset(output, 0, rows * stride * sizeof(float));
+  auto* most = scratch.take_of<float>(rows);
+  auto* sum = scratch.take_of<float>(rows);
+  // zero_keys keys of score 0 and value 0 are a first block of their own.
+  std::fill(most, most + rows, call.zero_keys > 0 ? 0.0f : -std::numeric_limits<float>::infinity());
+  std::fill(sum, sum + rows, call.zero_keys);
+  auto* scores = scratch.take_of<float>(tile_rows * key_block);
+
+  for (std::uint64_t key = 0; key < keys; key += key_block) {
+    const auto count = std::min(key_block, keys - key);
+    products.take_keys(key, count);
+    for (std::uint64_t tile = 0; tile < rows; tile += tile_rows) {
+      const auto tile_count = std::min<std::uint64_t>(tile_rows, rows - tile);
+      products.scores(tile, tile_count, count, scores);
+      for (std::uint64_t r = 0; r < tile_count; ++r) {
+        const auto row = tile + r;
+        SoftmaxRow softmax{scores + r * key_block, call.scale, nullptr, nullptr, most + row, sum + row, output + row * stride};
+        if (call.bias != nullptr)
+          softmax.bias = call.bias + (slice * call.heads + head) * (2 * span - 1) + key + (span - 1) - (row_begin + row);
+        if (call.mask != nullptr) softmax.key_mask = call.mask + key;
+        simd().softmax_block(softmax, count, stride);
+      }
+      products.add_values(scores, tile_count, count, output + tile * stride, stride);
+    }
+  }
+  for (std::uint64_t r = 0; r < rows; ++r) {
+    auto* row = output + r * stride;
+    simd().scale(row, sum[r] > 0 ? 1.0f / sum[r] : 0.0f, head_dim);
+    convert(reinterpret_cast<const std::byte*>(row), DType::f32, place(call.o, row_begin + r), call.o.dtype, head_dim);
+  }
+}
+
 }  // namespace
 
 Status attention(const Call& call) {
@@ -86,66 +229,23 @@ Status attention(const Call& call) {
     ORRERY_OPERANDS(call.inputs.back().dtype == DType::f32 && call.inputs.back().count() == keys);
     mask = call.inputs.back().as<const float>();
   }
-  const auto scale = static_cast<float>(call.command.attr(Attr::scale, 1));
-  const auto zero_keys = static_cast<float>(call.command.attr(Attr::zero_keys));
+  AttentionCall shared{q, k, v, o, heads, head_dim, bias, mask, static_cast<float>(call.command.attr(Attr::scale, 1)),
+                       static_cast<float>(call.command.attr(Attr::zero_keys))};
+  const bool pairs = simd().multiply_pairs != nullptr && q.dtype == DType::bf16 && k.dtype == DType::bf16 && v.dtype == DType::bf16;
 
   const auto tiles = (queries + tile_rows - 1) / tile_rows;
   // More query tiles in a job pack keys less often; fewer keep all threads busy.
   const auto jobs_wanted = std::uint64_t{call.pool.thread_count()} * 4;
   const auto tiles_per_job = std::clamp<std::uint64_t>(slices * heads * tiles / jobs_wanted, 1, query_tiles_max);
   const auto jobs_per_head = (tiles + tiles_per_job - 1) / tiles_per_job;
-  const auto values_stride = round_up(head_dim, simd().panel_columns);
-
   call.pool.parallel_for(slices * heads * jobs_per_head, [&](std::uint64_t job, Scratch& scratch) {
     const auto slice = job / jobs_per_head / heads, head = job / jobs_per_head % heads;
     const auto row_begin = job % jobs_per_head * tiles_per_job * tile_rows;
     const auto rows = std::min(queries - row_begin, tiles_per_job * tile_rows);
-    const auto head_column = head * head_dim;
-    const HeadOfKeys source{k.data + (slice * keys * width + head_column) * size_of(k.dtype),
-                            v.data + (slice * keys * width + head_column) * size_of(v.dtype), k.dtype, v.dtype, width,
-                            head_dim};
-    auto* query = scratch.take_of<float>(rows * head_dim);
-    for (std::uint64_t r = 0; r < rows; ++r)
-      convert(q.data + ((slice * queries + row_begin + r) * width + head_column) * size_of(q.dtype), q.dtype,
-              reinterpret_cast<std::byte*>(query + r * head_dim), DType::f32, head_dim);
-    auto* output = scratch.take_of<float>(rows * values_stride);
-    std::memset(output, 0, rows * values_stride * sizeof(float));
-    auto* most = scratch.take_of<float>(rows);
-    auto* sum = scratch.take_of<float>(rows);
-    // zero_keys keys of score 0 and value 0 are a first block of their own.
-    std::fill(most, most + rows, zero_keys > 0 ? 0.0f : -std::numeric_limits<float>::infinity());
-    std::fill(sum, sum + rows, zero_keys);
-    auto* key_panels = scratch.take_of<float>(round_up(key_block, simd().panel_columns) * head_dim);
-    auto* value_panels = scratch.take_of<float>(values_stride * key_block);
-    auto* key_row = scratch.take_of<float>(head_dim);
-    auto* scores = scratch.take_of<float>(tile_rows * key_block);
-
-    for (std::uint64_t key = 0; key < keys; key += key_block) {
-      const auto count = std::min(key_block, keys - key);
-      pack_keys(source, key, count, key_panels, key_row);
-      pack_values(source, key, count, value_panels);
-      for (std::uint64_t tile = 0; tile < rows; tile += tile_rows) {
-        const auto tile_count = std::min<std::uint64_t>(tile_rows, rows - tile);
-        simd().multiply(key_panels, false, count, head_dim, query + tile * head_dim, head_dim, tile_count, scores,
-                        key_block, false);
-        for (std::uint64_t r = 0; r < tile_count; ++r) {
-          const auto row = tile + r;
-          SoftmaxRow softmax{scores + r * key_block, scale, nullptr, nullptr, most + row, sum + row, output + row * values_stride};
-          if (bias != nullptr)
-            softmax.bias = bias + (slice * heads + head) * (2 * span - 1) + key + (span - 1) - (row_begin + row);
-          if (mask != nullptr) softmax.key_mask = mask + key;
-          simd().softmax_block(softmax, count, values_stride);
-        }
-        simd().multiply(value_panels, false, head_dim, count, scores, key_block, tile_count,
-                        output + tile * values_stride, values_stride, true);
-      }
-    }
-    for (std::uint64_t r = 0; r < rows; ++r) {
-      auto* row = output + r * values_stride;
-      simd().scale(row, sum[r] > 0 ? 1.0f / sum[r] : 0.0f, head_dim);
-      convert(reinterpret_cast<const std::byte*>(row), DType::f32,
-              o.data + ((slice * queries + row_begin + r) * width + head_column) * size_of(o.dtype), o.dtype, head_dim);
-    }
+    if (pairs)
+      attend<PairProducts>(shared, slice, head, row_begin, rows, scratch);
+    else
+      attend<WideProducts>(shared, slice, head, row_begin, rows, scratch);
   });
   return Done{};
 }

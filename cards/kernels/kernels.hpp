@@ -193,7 +193,7 @@ Kernel kernel_of(Op op);
 /// The rows of that table for the video autoencoder's ops (video.cpp); null for any other.
 Kernel video_kernel_of(Op op);
 
-/// "avx512", "avx2" or "sse2": the instruction set of our own kernels in this process.
+/// "avx512_bf16", "avx512", "avx2" or "sse2": the instruction set of our own kernels in this process.
 std::string_view kernel_instruction_set();
 /// "oneDNN 2.6.3".
 std::string product_library();

@@ -4,13 +4,20 @@
 
 namespace orrery::cards {
 
+bool can_run(const Simd& table) {
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (&table == simd_avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (&table == simd_avx512) return avx512;
+  if (&table == simd_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return true;
+}
+
 const Simd& simd() {
   static const Simd& chosen = []() -> const Simd& {
-    __builtin_cpu_init();
-    if (simd_avx512 != nullptr && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-      return *simd_avx512;
-    if (simd_avx2 != nullptr && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return *simd_avx2;
+    for (const auto* table : {simd_avx512_bf16, simd_avx512, simd_avx2})
+      if (table != nullptr && can_run(*table)) return *table;
     return *simd_sse2;
   }();
   return chosen;

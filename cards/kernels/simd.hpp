@@ -1,6 +1,6 @@
 // The vector kernels under the operations, as one table per instruction set.
 //
-// simd_body.hpp is compiled three times (avx512, avx2, sse2); `simd()` picks one table per process, because the
+// simd_body.hpp is compiled four times (avx512_bf16, avx512, avx2, sse2); `simd()` picks one table per process, because the
 // choice decides bits (lane count, fused multiply-add). Within a table an element's bits never depend on where
 // it lies: tails go through the same vector code as full vectors, and every sum has one fixed order.
 //
@@ -56,6 +56,10 @@ struct Simd {
   /// panels: [ceil(columns / panel_columns)][K][panel_columns]; acc has that many columns, rounded up.
   void (*multiply)(const void* panels, bool panels_bf16, std::uint64_t columns, std::uint64_t K, const float* x,
                    std::uint64_t x_stride, std::uint64_t rows, float* acc, std::uint64_t acc_stride, bool accumulate);
+  /// The same for bf16 operands in pairs along k, two products an instruction; null without such an instruction.
+  /// panels: [ceil(columns / panel_columns)][pairs][panel_columns][2]; x rows of 2 * pairs elements used.
+  void (*multiply_pairs)(const std::uint16_t* panels, std::uint64_t columns, std::uint64_t pairs, const std::uint16_t* x,
+                         std::uint64_t x_stride, std::uint64_t rows, float* acc, std::uint64_t acc_stride, bool accumulate);
   /// Softmax of one block of `keys` scores; the buffers of scores are padded to whole vectors.
   void (*softmax_block)(const SoftmaxRow& row, std::uint64_t keys, std::uint64_t value_columns);
 };
@@ -63,7 +67,11 @@ struct Simd {
 /// The table of this process.
 const Simd& simd();
 
+/// Whether this machine can run a table.
+bool can_run(const Simd& table);
+
 /// Null when the compiler was not asked for that instruction set.
+extern const Simd* const simd_avx512_bf16;
 extern const Simd* const simd_avx512;
 extern const Simd* const simd_avx2;
 extern const Simd* const simd_sse2;

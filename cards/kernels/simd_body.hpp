@@ -1,4 +1,5 @@
-// Vector kernels for one instruction set; included once each by simd_avx512.cpp, simd_avx2.cpp, simd_sse2.cpp.
+// Vector kernels for one instruction set; included once each by simd_avx512_bf16.cpp, simd_avx512.cpp,
+// simd_avx2.cpp and simd_sse2.cpp.
 //
 // The includer defines ORRERY_SIMD_TABLE (the name of its table) and ORRERY_SIMD_NAME. Everything is in an
 // unnamed namespace and no standard header with inline functions is used: a function that was compiled for
@@ -276,39 +277,71 @@ void rotate_row(float* x, const float* cos, const float* sin, u64 count) {
   }
 }
 
-/// Rows of a tile times one panel. Each element is a chain of fused adds over k, from 0 (or from acc).
-template <u64 Rows, class T>
-ORRERY_INLINE void multiply_rows(const T* panel, u64 K, const float* x, u64 x_stride, float* acc, u64 acc_stride, bool accumulate) {
+/// One step along K of a panel product: a row's value times a vector of columns.
+template <class T>
+struct OneByOne {
+  using Value = float;
+  using Panel = T;
+  using Splat = V;
+  static constexpr u64 width = 1;  // Panel elements per column and step.
+  static ORRERY_INLINE V columns_at(const T* panel) { return load(panel); }
+  static ORRERY_INLINE V value_at(const float* x) { return splat(*x); }
+  static ORRERY_INLINE V step(V value, V columns, V sum) { return fma(value, columns, sum); }
+};
+
+#if defined(__AVX512BF16__)
+struct PairByPair {
+  using Value = u16;
+  using Panel = u16;
+  using Splat = __m512bh;
+  static constexpr u64 width = 2;
+  static ORRERY_INLINE __m512bh columns_at(const u16* panel) { return (__m512bh)_mm512_loadu_si512(panel); }
+  static ORRERY_INLINE __m512bh value_at(const u16* x) {
+    int pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    return (__m512bh)_mm512_set1_epi32(pair);
+  }
+  static ORRERY_INLINE V step(__m512bh value, __m512bh columns, V sum) {
+    return (V)_mm512_dpbf16_ps((__m512)sum, value, columns);
+  }
+};
+#endif
+
+/// Rows of a tile times one panel. Each element is a chain of steps along K, from 0 (or from acc).
+template <u64 Rows, class Step>
+ORRERY_INLINE void multiply_rows(const typename Step::Panel* panel, u64 steps, const typename Step::Value* x, u64 x_stride,
+                                 float* acc, u64 acc_stride, bool accumulate) {
   V sums[Rows][panel_vectors];
   for (u64 r = 0; r < Rows; ++r)
     for (u64 v = 0; v < panel_vectors; ++v) sums[r][v] = accumulate ? load(acc + r * acc_stride + v * lanes) : V{};
-  for (u64 k = 0; k < K; ++k) {
-    V columns[panel_vectors];
-    for (u64 v = 0; v < panel_vectors; ++v) columns[v] = load(panel + k * panel_columns + v * lanes);
+  for (u64 k = 0; k < steps; ++k) {
+    typename Step::Splat columns[panel_vectors];
+    for (u64 v = 0; v < panel_vectors; ++v)
+      columns[v] = Step::columns_at(panel + (k * panel_columns + v * lanes) * Step::width);
     for (u64 r = 0; r < Rows; ++r) {
-      const V value = splat(x[r * x_stride + k]);
-      for (u64 v = 0; v < panel_vectors; ++v) sums[r][v] = fma(value, columns[v], sums[r][v]);
+      const auto value = Step::value_at(x + r * x_stride + k * Step::width);
+      for (u64 v = 0; v < panel_vectors; ++v) sums[r][v] = Step::step(value, columns[v], sums[r][v]);
     }
   }
   for (u64 r = 0; r < Rows; ++r)
     for (u64 v = 0; v < panel_vectors; ++v) store(acc + r * acc_stride + v * lanes, sums[r][v]);
 }
 
-template <class T>
-void multiply_panels(const T* panels, u64 columns, u64 K, const float* x, u64 x_stride, u64 rows, float* acc,
-                     u64 acc_stride, bool accumulate) {
-  for (u64 column = 0; column < columns; column += panel_columns, panels += K * panel_columns) {
+template <class Step>
+void multiply_panels(const typename Step::Panel* panels, u64 columns, u64 steps, const typename Step::Value* x, u64 x_stride,
+                     u64 rows, float* acc, u64 acc_stride, bool accumulate) {
+  for (u64 column = 0; column < columns; column += panel_columns, panels += steps * panel_columns * Step::width) {
     u64 r = 0;
     for (; r + panel_rows <= rows; r += panel_rows)
-      multiply_rows<panel_rows>(panels, K, x + r * x_stride, x_stride, acc + r * acc_stride + column, acc_stride, accumulate);
-    const float* rest = x + r * x_stride;
+      multiply_rows<panel_rows, Step>(panels, steps, x + r * x_stride, x_stride, acc + r * acc_stride + column, acc_stride, accumulate);
+    const auto* rest = x + r * x_stride;
     float* to = acc + r * acc_stride + column;
     switch (rows - r) {
-      case 1: multiply_rows<1>(panels, K, rest, x_stride, to, acc_stride, accumulate); break;
-      case 2: multiply_rows<2>(panels, K, rest, x_stride, to, acc_stride, accumulate); break;
-      case 3: multiply_rows<3>(panels, K, rest, x_stride, to, acc_stride, accumulate); break;
-      case 4: multiply_rows<4>(panels, K, rest, x_stride, to, acc_stride, accumulate); break;
-      case 5: multiply_rows<5>(panels, K, rest, x_stride, to, acc_stride, accumulate); break;
+      case 1: multiply_rows<1, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
+      case 2: multiply_rows<2, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
+      case 3: multiply_rows<3, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
+      case 4: multiply_rows<4, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
+      case 5: multiply_rows<5, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
       default: break;
     }
   }
@@ -317,9 +350,9 @@ void multiply_panels(const T* panels, u64 columns, u64 K, const float* x, u64 x_
 void multiply_tile(const void* panels, bool panels_bf16, u64 columns, u64 K, const float* x, u64 x_stride, u64 rows,
                    float* acc, u64 acc_stride, bool accumulate) {
   if (panels_bf16)
-    multiply_panels(static_cast<const u16*>(panels), columns, K, x, x_stride, rows, acc, acc_stride, accumulate);
+    multiply_panels<OneByOne<u16>>(static_cast<const u16*>(panels), columns, K, x, x_stride, rows, acc, acc_stride, accumulate);
   else
-    multiply_panels(static_cast<const float*>(panels), columns, K, x, x_stride, rows, acc, acc_stride, accumulate);
+    multiply_panels<OneByOne<float>>(static_cast<const float*>(panels), columns, K, x, x_stride, rows, acc, acc_stride, accumulate);
 }
 
 void softmax_block_row(const SoftmaxRow& row, u64 keys, u64 value_columns) {
@@ -352,9 +385,15 @@ void softmax_block_row(const SoftmaxRow& row, u64 keys, u64 value_columns) {
   if (shrink != 1.0f) scale_row(row.values, shrink, value_columns);
 }
 
-const Simd table = {ORRERY_SIMD_NAME, lanes,        panel_columns, convert_row,  activate_row,
-                    add_row,          finish_row,   gate_add_row,  scale_row,    layer_norm_modulate_row,
-                    rms_norm_row,     rotate_row,   multiply_tile, softmax_block_row};
+#if defined(__AVX512BF16__)
+constexpr auto multiply_pairs_tile = multiply_panels<PairByPair>;
+#else
+constexpr decltype(Simd::multiply_pairs) multiply_pairs_tile = nullptr;
+#endif
+
+const Simd table = {ORRERY_SIMD_NAME, lanes,      panel_columns, convert_row,         activate_row,
+                    add_row,          finish_row, gate_add_row,  scale_row,           layer_norm_modulate_row,
+                    rms_norm_row,     rotate_row, multiply_tile, multiply_pairs_tile, softmax_block_row};
 
 }  // namespace
 

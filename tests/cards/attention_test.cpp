@@ -2,7 +2,8 @@
 // which queries, heads and slices are computed together and of threads.
 //
 // Tolerance of attention in f32: scores carry about head_dim roundings, weights as many relative errors as the score
-// is off, and values are averages: 1e-5 of the largest value covers the sizes here. bf16 outputs add 2^-8.
+// is off, and values are averages: 1e-5 of the largest value covers the sizes here. In bf16 the softmax's weights may be
+// rounded, each by 2^-9 relative, which moves an average of values by at most 2^-9 of the largest; outputs add 2^-8.
 
 #include "tests/support/one_op.hpp"
 
@@ -94,7 +95,10 @@ TEST_CASE("attention: agrees with plain softmax over all keys", "[cards][attenti
   struct Size { std::uint64_t S, Nq, Nk, heads, head_dim; };
   for (const auto& size : {Size{1, 1, 1, 1, 4}, Size{2, 65, 130, 2, 16}, Size{1, 300, 300, 1, 64}, Size{3, 10, 257, 1, 24}, Size{1, 70, 128, 2, 128}}) {
     const auto attention = random_attention(dtype, size.S, size.Nq, size.Nk, size.heads, size.head_dim);
-    require_near(floats_of(attention.run()), attention.exact(), dtype == DType::bf16 ? 0x1p-8 : 0, 3e-5);
+    float largest = 0;
+    for (const auto value : floats_of(attention.v)) largest = std::max(largest, std::abs(value));
+    const auto rounded = dtype == DType::bf16;
+    require_near(floats_of(attention.run()), attention.exact(), rounded ? 0x1p-8 : 0, 3e-5 + (rounded ? 0x1p-9 * largest : 0));
   }
 }
 
