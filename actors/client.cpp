@@ -81,7 +81,8 @@ Result<std::unique_ptr<Client>> Client::local(Control& control, Coordinator& coo
 Result<ClusterFacts> Client::facts() {
   ORRERY_TRY(routes, state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator"));
   if (!routes.failure.ok()) return routes.failure.error();
-  return ClusterFacts{routes.cluster, routes.model, routes.model_folder, routes.dtype, routes.numerics, routes.plan, routes.plan_digest};
+  return ClusterFacts{routes.cluster, routes.model, routes.model_folder, routes.dtype, routes.numerics, routes.plan, routes.plan_digest,
+                      routes.defaults};
 }
 
 Result<std::string> Client::status() {

@@ -25,6 +25,7 @@ struct ClusterFacts {
   std::string cluster, model, model_folder, dtype, numerics;
   std::string plan;  // JSON
   std::uint64_t plan_digest = 0;
+  RequestSpec defaults;  // Of the model folder's generation_config.json; prompt and seed are empty.
 };
 
 struct StageEvent {

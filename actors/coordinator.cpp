@@ -219,6 +219,15 @@ ClusterRoutes CoordinatorState::on_routes() {
   routes.model_folder = options.model_folder;
   routes.dtype = options.dtype;
   routes.numerics = nodes_.begin()->second.numerics;
+  const auto& generation = setup_.model->generation;
+  routes.defaults.width = static_cast<std::uint32_t>(generation.width);
+  routes.defaults.height = static_cast<std::uint32_t>(generation.height);
+  routes.defaults.frames = static_cast<std::uint32_t>(generation.frames);
+  routes.defaults.steps = static_cast<std::uint32_t>(generation.steps);
+  routes.defaults.fps = generation.fps;
+  routes.defaults.guidance = generation.guidance;
+  routes.defaults.max_text_tokens = static_cast<std::uint32_t>(generation.text_rows);
+  routes.defaults.negative_prompt = generation.negative_prompt;
   return routes;
 }
 

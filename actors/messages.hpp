@@ -209,11 +209,12 @@ struct ClusterRoutes {
   std::uint32_t decoder_card = 0;             // Where frames come from.
   std::string plan;                           // JSON.
   std::string cluster, model, model_folder, dtype, numerics;
+  RequestSpec defaults;                       // What a request of this model gets when it says nothing.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, ClusterRoutes& x) {
   return f(x.failure, x.cluster_id, x.epoch, x.plan_digest, x.peers, x.card_peers, x.denoiser_cards, x.decoder_card, x.plan,
-           x.cluster, x.model, x.model_folder, x.dtype, x.numerics);
+           x.cluster, x.model, x.model_folder, x.dtype, x.numerics, x.defaults);
 }
 
 /// Client to coordinator. Answered by Submitted; then RequestEvents until one is final.

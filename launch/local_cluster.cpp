@@ -56,15 +56,23 @@ Duration duration_of(double seconds) { return std::chrono::duration_cast<Duratio
 }  // namespace
 
 Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const VerbContext& context) {
-  ORRERY_TRY(set, read_configs(arguments.config, context));
+  // With --model FOLDER the cluster's file may come alone: the folder stands in for a Model document.
+  auto config = arguments.config;
+  if (!arguments.model_folder.empty()) {
+    const auto alone = topology::ConfigSet::read({config.files, config.settings, shipped_configs()});
+    if (alone.models().empty()) config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
+  }
+  ORRERY_TRY(set, read_configs(config, context));
   PlannedCluster planned;
   ORRERY_TRY(resolved, set.resolve(arguments.deployment));
   planned.resolved = std::move(resolved);
   auto& model = planned.resolved.model;
+  if (!arguments.dtype.empty()) model.dtype = arguments.dtype == "bfloat16" ? DType::bf16 : DType::f32;
   if (!arguments.model_folder.empty()) {
     planned.model_folder = arguments.model_folder;
     // Its own files say what it is; the YAML's geometry was another's.
     model.folder = std::filesystem::absolute(arguments.model_folder).lexically_normal().string();
+    model.name = std::filesystem::path(model.folder).filename().string();
     model.geometry.reset();
   } else {
     ORRERY_TRY(folder, topology::folder_of(model));
@@ -73,6 +81,14 @@ Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const Ver
   std::error_code ignored;
   planned.model_folder = std::filesystem::absolute(planned.model_folder, ignored).lexically_normal().string();
   ORRERY_TRY(folder, compiler::open_model_folder(planned.model_folder));
+  if (!arguments.model_folder.empty()) {
+    auto& defaults = model.defaults;
+    defaults.size = {static_cast<std::uint32_t>(folder.generation.width), static_cast<std::uint32_t>(folder.generation.height)};
+    defaults.num_frames = static_cast<std::uint32_t>(folder.generation.frames);
+    defaults.num_inference_steps = static_cast<std::uint32_t>(folder.generation.steps);
+    defaults.guidance_scale = folder.generation.guidance;
+    defaults.max_text_tokens = static_cast<std::uint32_t>(folder.generation.text_rows);
+  }
   ORRERY_TRY(demand, actors::demand_of_folder(folder, model, topology::shape_of(model.defaults)));
   ORRERY_TRY(plan, topology::make_plan(planned.resolved.cluster, planned.resolved.deployment, demand));
   planned.plan = std::move(plan);

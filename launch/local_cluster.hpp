@@ -25,6 +25,7 @@ struct ClusterArguments {
   ConfigArguments config;
   std::string deployment;
   std::string model_folder;  // Overrides the model file's folder.
+  std::string dtype;         // "float32" or "bfloat16": overrides the model file's.
 };
 
 /// A resolved deployment with its plan.

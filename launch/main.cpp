@@ -23,8 +23,15 @@ int main(int argc, char** argv) {
   add_schema(app, context);
 
   // One card, one component, no cluster.
-  //ADD add_infer(app, context);
-  //ADD add_synth(app, context);
+  add_infer(app, context);
+  add_synth(app, context);
+
+  // A cluster.
+  add_up(app, context);
+  add_status(app, context);
+  add_down(app, context);
+  add_generate(app, context);
+  add_node(app, context);
 
   add_version(app, context);
   set_examples(app, {

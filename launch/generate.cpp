@@ -1,0 +1,293 @@
+// orrery generate: a prompt becomes a video, on a running cluster or on one brought up for it.
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include <CLI/CLI.hpp>
+
+#include "actors/client.hpp"
+#include "base/json.hpp"
+#include "base/units.hpp"
+#include "compiler/weight_file.hpp"
+#include "launch/connect.hpp"
+#include "launch/local_cluster.hpp"
+#include "launch/paths.hpp"
+#include "launch/progress.hpp"
+#include "launch/sidecar.hpp"
+#include "launch/verb.hpp"
+#include "launch/video_sink.hpp"
+#include "topology/model_spec.hpp"
+
+namespace orrery::launch {
+namespace {
+
+struct GenerateArguments {
+  ClusterArguments cluster;
+  std::string prompt, connect, size, output = "video.mp4", noise, save_tensors;
+  std::optional<std::string> negative_prompt;
+  std::optional<std::uint32_t> frames, steps, max_text_tokens;
+  std::optional<double> guidance, fps;
+  std::uint64_t seed = 42;
+};
+
+/// The request: what the command line says, the model's defaults for the rest.
+Result<actors::RequestSpec> request_of(const GenerateArguments& arguments, const actors::RequestSpec& defaults) {
+  auto spec = defaults;
+  spec.prompt = arguments.prompt;
+  spec.seed = arguments.seed;
+  spec.save_tensors = !arguments.save_tensors.empty();
+  if (arguments.negative_prompt) spec.negative_prompt = *arguments.negative_prompt;
+  if (arguments.frames) spec.frames = *arguments.frames;
+  if (arguments.steps) spec.steps = *arguments.steps;
+  if (arguments.max_text_tokens) spec.max_text_tokens = *arguments.max_text_tokens;
+  if (arguments.guidance) spec.guidance = *arguments.guidance;
+  if (arguments.fps) spec.fps = *arguments.fps;
+  if (!arguments.size.empty()) {
+    auto size = topology::parse_frame_size(arguments.size);
+    if (!size.ok()) return Error{ErrorCode::usage, "--size " + size.error().message, size.error().hint};
+    spec.width = size.value().width;
+    spec.height = size.value().height;
+  }
+  return spec;
+}
+
+/// Intermediates in the shapes of the reference pipeline, batch dimension first.
+class TensorCollector {
+public:
+  explicit TensorCollector(const actors::RequestSpec& spec) : spec_(spec) {}
+
+  void add(const std::string& name, std::uint32_t step, Tensor tensor) {
+    if (name == "prompt_embeds" || name == "negative_prompt_embeds") {
+      // Only real rows travel; the rest is zero.
+      Tensor padded(tensor.dtype(), {1, spec_.max_text_tokens, tensor.shape()[1]});
+      std::copy_n(tensor.data(), std::min(tensor.bytes(), padded.bytes()), padded.data());
+      tensors_[name] = std::move(padded);
+    } else if (name == "video_raw") {
+      pieces_[step] = std::move(tensor);
+    } else {
+      Shape shape{1};
+      shape.insert(shape.end(), tensor.shape().begin(), tensor.shape().end());
+      Tensor batch(tensor.dtype(), shape);
+      std::copy_n(tensor.data(), tensor.bytes(), batch.data());
+      tensors_[name == "latents" ? "step" + std::to_string(step) + ".latents" : name] = std::move(batch);
+    }
+  }
+  void add_frames(std::span<const std::byte> rgb) { frames_.insert(frames_.end(), rgb.begin(), rgb.end()); }
+
+  Status write(const std::string& path) {
+    Tensor frames(DType::u8, {1, spec_.frames, spec_.height, spec_.width, 3});
+    std::copy_n(frames_.data(), std::min<std::size_t>(frames_.size(), frames.bytes()), frames.data());
+    tensors_["frames_u8"] = std::move(frames);
+    // The pieces are [3][f][H][W]; the whole is [1][3][F][H][W].
+    Tensor video(DType::f32, {1, 3, spec_.frames, spec_.height, spec_.width});
+    const std::uint64_t plane = std::uint64_t{spec_.height} * spec_.width;
+    std::uint64_t at = 0;
+    for (const auto& [step, piece] : pieces_) {
+      const auto count = piece.shape()[1];
+      for (std::uint64_t channel = 0; channel < 3 && at + count <= spec_.frames; ++channel)
+        std::copy_n(piece.as<float>().data() + channel * count * plane, count * plane,
+                    video.as<float>().data() + (channel * spec_.frames + at) * plane);
+      at += count;
+    }
+    tensors_["video_raw"] = std::move(video);
+    std::map<std::string, TensorView> views;
+    for (const auto& [name, tensor] : tensors_) views[name] = tensor.view();
+    return compiler::write_safetensors(path, views);
+  }
+
+private:
+  actors::RequestSpec spec_;
+  std::map<std::string, Tensor> tensors_;
+  std::map<std::uint32_t, Tensor> pieces_;
+  std::vector<std::byte> frames_;
+};
+
+Result<std::optional<compiler::TensorFile>> open_noise(const std::string& path) {
+  if (path.empty()) return std::optional<compiler::TensorFile>{};
+  ORRERY_TRY(file, compiler::TensorFile::open(path));
+  if (!file.tensors().contains("noise"))
+    return Error{ErrorCode::invalid_request, path + " has no tensor 'noise'", "it must hold noise [1,C,T,H,W], f32"};
+  return std::optional<compiler::TensorFile>(std::move(file));
+}
+
+/// The noise as the denoiser takes it: [C,T,H,W].
+Result<TensorView> noise_view(const compiler::TensorFile& file) {
+  auto view = file.tensors().at("noise");
+  if (view.dtype != DType::f32 || view.shape.size() < 4 || view.shape.size() > 5 || (view.shape.size() == 5 && view.shape[0] != 1))
+    return Error{ErrorCode::invalid_request, "noise in " + file.path() + " is " + std::string(name_of(view.dtype)) + text_of(view.shape),
+                 "it must be f32 [1,C,T,H,W]"};
+  if (view.shape.size() == 5) view.shape.erase(view.shape.begin());
+  return view;
+}
+
+void show(ProgressWriter& progress, const actors::StageEvent& event) {
+  static const std::map<std::string, std::pair<std::string, std::string>> names = {
+      {"text_encoder", {"encode", "prompts"}}, {"denoiser", {"denoise", "steps"}}, {"decoder", {"decode", "chunks"}}};
+  const auto found = names.find(event.stage);
+  if (found == names.end()) return;
+  ProgressEvent shown;
+  shown.kind = event.kind == actors::StageEvent::Kind::started ? ProgressEvent::Kind::started
+               : event.kind == actors::StageEvent::Kind::done  ? ProgressEvent::Kind::done
+                                                               : ProgressEvent::Kind::advanced;
+  shown.stage = found->second.first;
+  shown.completed = event.done;
+  shown.total = event.total;
+  shown.unit = {found->second.second};
+  progress.on_event(shown);
+}
+
+Result<int> generate_on(actors::Client& client, const GenerateArguments& arguments, const VerbContext& context, SignalWatch& signals,
+                        ProgressWriter& progress, const SteadyClock& clock, LocalCluster* cluster) {
+  ORRERY_TRY(facts, client.facts());
+  ORRERY_TRY(spec, request_of(arguments, facts.defaults));
+  ORRERY_TRY(noise_file, open_noise(arguments.noise));
+  std::optional<TensorView> noise;
+  if (noise_file) {
+    ORRERY_TRY(view, noise_view(*noise_file));
+    noise = view;
+  }
+  VideoShape shape;
+  shape.width = spec.width;
+  shape.height = spec.height;
+  shape.fps = spec.fps;
+  ORRERY_TRY(sink, VideoSink::open(arguments.output, shape));
+  TensorCollector tensors(spec);
+
+  actors::ClientHandlers handlers;
+  handlers.on_event = [&](const actors::StageEvent& event) { show(progress, event); };
+  handlers.on_frames = [&](std::span<const std::byte> rgb, std::uint64_t) -> Status {
+    if (spec.save_tensors) tensors.add_frames(rgb);
+    for (std::size_t at = 0; at + shape.frame_bytes() <= rgb.size(); at += shape.frame_bytes())
+      ORRERY_TRY_DONE(sink.add_frame(rgb.subspan(at, shape.frame_bytes())));
+    return Done{};
+  };
+  handlers.on_tensor = [&](const std::string& name, std::uint32_t step, Tensor tensor) { tensors.add(name, step, std::move(tensor)); };
+  std::optional<Error> broken;
+  handlers.interrupted = [&] {
+    progress.refresh();
+    if (cluster != nullptr)
+      if (auto health = cluster->health(); !health.ok()) broken = health.error();
+    return signals.received().has_value() || broken.has_value();
+  };
+  const auto started = clock.now();
+  auto account = client.generate(spec, noise, handlers);
+  if (broken) return *broken;
+  if (!account.ok()) return account.error();
+  ORRERY_TRY(result, sink.finish());
+  if (spec.save_tensors) ORRERY_TRY_DONE(tensors.write(arguments.save_tensors));
+  progress.finish();
+
+  SidecarFacts sidecar;
+  sidecar.spec = spec;
+  sidecar.facts = facts;
+  sidecar.account = account.value();
+  sidecar.video = result;
+  sidecar.noise_file = arguments.noise;
+  sidecar.seconds = seconds_of(clock.now() - started);
+  ORRERY_TRY(written, write_sidecar(sidecar));
+  if (!context.quiet())
+    ORRERY_TRY_DONE(write_out(result.path + ": " + std::to_string(result.frames) + " frames of " + std::to_string(spec.width) + "x" +
+                              std::to_string(spec.height) + " in " + text_of_seconds(sidecar.seconds) + "\nsha256 " + result.frames_sha256 +
+                              " of the raw frames; provenance in " + written + "\n"));
+  return 0;
+}
+
+Result<int> run_generate(const GenerateArguments& given, const VerbContext& context) {
+  auto arguments = given;
+  // What can be told before any process starts.
+  if (arguments.prompt.find_first_not_of(" \t\r\n") == std::string::npos)
+    return Error{ErrorCode::usage, "the prompt is empty", "say what the video should show: orrery generate \"a red circle moving right\""};
+  ORRERY_TRY_DONE([&]() -> Status {
+    auto kind = video_kind_of(arguments.output);
+    if (!kind.ok()) return kind.error();
+    return Done{};
+  }());
+  ORRERY_TRY_DONE([&]() -> Status {
+    auto noise = open_noise(arguments.noise);
+    if (!noise.ok()) return noise.error();
+    return Done{};
+  }());
+  ORRERY_TRY(signals, SignalWatch::create());
+  SteadyClock clock;
+  ProgressWriter progress(context, clock);
+  const auto ended = [&](Result<int> result) -> Result<int> {
+    progress.finish();
+    if (!result.ok() && result.error().code == ErrorCode::cancelled)
+      if (const auto signal = signals.received()) return exit_code_of_signal(*signal);
+    return result;
+  };
+
+  if (!arguments.connect.empty() || (arguments.cluster.config.files.empty() && arguments.cluster.model_folder.empty())) {
+    ORRERY_TRY(running, running_clusters());
+    if (!arguments.connect.empty() || !running.empty()) {
+      actors::Control control;
+      ORRERY_TRY(client, connect_to(control, arguments.connect));
+      return ended(generate_on(*client, arguments, context, signals, progress, clock, nullptr));
+    }
+  }
+  if (arguments.cluster.config.files.empty()) {
+    arguments.cluster.config.files = {resolve_config_path("clusters/laptop.yaml")};
+    if (arguments.cluster.model_folder.empty()) arguments.cluster.config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
+  }
+  ORRERY_TRY(planned, plan_cluster(arguments.cluster, context));
+  LocalClusterOptions options;
+  options.on_load = [&](std::uint64_t done, std::uint64_t total) {
+    ProgressEvent event;
+    event.kind = done == total ? ProgressEvent::Kind::done : ProgressEvent::Kind::advanced;
+    event.stage = "load";
+    event.detail = planned.resolved.model.name;
+    event.completed = done;
+    event.total = total;
+    event.unit = {"bytes"};
+    progress.on_event(event);
+  };
+  auto cluster = LocalCluster::start(planned, options, signals);
+  if (!cluster.ok()) return ended(cluster.error());
+  auto client = actors::Client::local(cluster.value()->control(), cluster.value()->coordinator());
+  if (!client.ok()) return ended(client.error());
+  return ended(generate_on(*client.value(), arguments, context, signals, progress, clock, cluster.value().get()));
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, VerbContext& context) {
+  auto* verb = app.add_subcommand("generate", "Makes a video from a prompt");
+  auto arguments = std::make_shared<GenerateArguments>();
+  auto& a = *arguments;
+  verb->add_option("prompt", a.prompt, "What the video should show")->required()->type_name("PROMPT");
+  add_config_options(*verb, a.cluster.config, false);
+  verb->add_option("--deployment", a.cluster.deployment, "Which deployment, when the files hold several")->type_name("NAME");
+  auto* connect = verb->add_option("--connect", a.connect, "A running cluster: HOST:PORT or a name")->type_name("CLUSTER");
+  connect->excludes("--file");
+  auto* model = verb->add_option("--model", a.cluster.model_folder, "A model folder, or a Model YAML file")->type_name("FOLDER|FILE");
+  connect->excludes(model);
+  verb->add_option("--dtype", a.cluster.dtype, "Type of weights and activations in place of the model file's")->type_name("DTYPE")->check(CLI::IsMember({"float32", "bfloat16"}));
+  verb->add_option("--size", a.size, "Frame size; default: the model's")->type_name("WIDTHxHEIGHT");
+  verb->add_option("--frames", a.frames, "Number of frames, 8k+1; default: the model's")->type_name("N");
+  verb->add_option("--steps", a.steps, "Denoising steps; default: the model's")->type_name("N");
+  verb->add_option("--guidance", a.guidance, "Guidance scale, 1 or less: off; default: the model's")->type_name("G");
+  verb->add_option("--fps", a.fps, "Frames per second; default: the model's")->type_name("N");
+  verb->add_option("--seed", a.seed, "Seed of the noise")->type_name("N")->capture_default_str();
+  verb->add_option("--negative-prompt", a.negative_prompt, "What it should not show; default: the model's")->type_name("TEXT");
+  verb->add_option("--max-text-tokens", a.max_text_tokens, "Text rows the denoiser sees; default: the model's")->type_name("N");
+  verb->add_option("-o,--output", a.output, "NAME.mp4, NAME.y4m, NAME.png or a folder NAME/ of PNG files")->type_name("FILE")->capture_default_str();
+  verb->add_option("--noise", a.noise, "Initial noise (tensor `noise` [1,C,T,H,W]) in place of the seed's")->type_name("FILE");
+  verb->add_option("--save-tensors", a.save_tensors, "Write all intermediates to a safetensors file")->type_name("FILE");
+  verb->callback([arguments, &context] {
+    // A Model file is one more configuration file.
+    const auto& model_path = arguments->cluster.model_folder;
+    if (model_path.ends_with(".yaml") || model_path.ends_with(".yml")) {
+      arguments->cluster.config.files.push_back(model_path);
+      arguments->cluster.model_folder.clear();
+      if (arguments->cluster.config.files.size() == 1)
+        arguments->cluster.config.files.insert(arguments->cluster.config.files.begin(), resolve_config_path("clusters/laptop.yaml"));
+    }
+    context.run = [arguments, &context] { return run_generate(*arguments, context); };
+  });
+  set_examples(*verb, {"orrery generate \"a red circle moving right\" -o video.mp4",
+                       "orrery generate \"a blue square moving up\" -f configs/clusters/two_nodes.yaml -f configs/models/cosmos-tiny.yaml --seed 7",
+                       "orrery generate \"a green triangle moving left\" --connect two_nodes -o frames/"});
+}
+
+}  // namespace orrery::launch

@@ -1,0 +1,101 @@
+#include "launch/registry.hpp"
+
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+
+#include "base/file.hpp"
+#include "base/json.hpp"
+
+namespace orrery::launch {
+
+namespace {
+
+// Cluster names come from YAML; a file name must not lead elsewhere.
+std::string file_of(const std::string& folder, const std::string& name) {
+  std::string safe;
+  for (const char c : name) safe += std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' ? c : '_';
+  return folder + "/" + safe + ".json";
+}
+
+bool alive(int pid) { return pid > 0 && (::kill(pid, 0) == 0 || errno == EPERM); }
+
+}  // namespace
+
+Result<std::string> registry_folder() {
+  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+  const std::string folder = runtime != nullptr && *runtime != '\0' ? std::string(runtime) + "/orrery" : "/tmp/orrery-" + std::to_string(::getuid());
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
+    return Error{ErrorCode::io_failed, "cannot make " + folder + ": " + errno_text()};
+  struct stat status {};
+  if (::lstat(folder.c_str(), &status) != 0 || !S_ISDIR(status.st_mode) || status.st_uid != ::getuid())
+    return Error{ErrorCode::io_failed, folder + " is not a folder of yours", "remove it, or set XDG_RUNTIME_DIR"};
+  return folder;
+}
+
+Result<std::vector<RunningCluster>> running_clusters() {
+  ORRERY_TRY(folder, registry_folder());
+  std::vector<RunningCluster> clusters;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() != ".json") continue;
+    const auto json = read_json_file(entry.path().string());
+    RunningCluster cluster;
+    if (json.ok() && json.value().is_object()) {
+      cluster.name = json.value().value("name", "");
+      cluster.address = json.value().value("address", "");
+      cluster.pid = json.value().value("pid", 0);
+    }
+    if (alive(cluster.pid))
+      clusters.push_back(std::move(cluster));
+    else
+      std::filesystem::remove(entry.path(), ignored);
+  }
+  std::sort(clusters.begin(), clusters.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return clusters;
+}
+
+Result<RunningCluster> find_cluster(const std::string& name) {
+  ORRERY_TRY(clusters, running_clusters());
+  std::string names;
+  for (const auto& cluster : clusters) names += (names.empty() ? "" : ", ") + cluster.name;
+  if (name.empty() && clusters.size() == 1) return clusters.front();
+  for (const auto& cluster : clusters)
+    if (cluster.name == name) return cluster;
+  if (clusters.empty())
+    return Error{ErrorCode::unreachable, name.empty() ? "no cluster is running here" : "no cluster named '" + name + "' is running here",
+                 "start one with `orrery up -f FILE`"};
+  if (name.empty()) return Error{ErrorCode::usage, "several clusters are running: " + names, "say which"};
+  return Error{ErrorCode::unreachable, "no cluster named '" + name + "' is running here", "running: " + names};
+}
+
+Result<Registration> Registration::create(const RunningCluster& cluster) {
+  ORRERY_TRY(clusters, running_clusters());
+  for (const auto& other : clusters)
+    if (other.name == cluster.name)
+      return Error{ErrorCode::invalid_config, "a cluster named '" + cluster.name + "' runs already, as process " + std::to_string(other.pid),
+                   "end it with `orrery down " + cluster.name + "`, or change metadata.name"};
+  ORRERY_TRY(folder, registry_folder());
+  const auto path = file_of(folder, cluster.name);
+  OrderedJson json;
+  json["name"] = cluster.name;
+  json["address"] = cluster.address;
+  json["pid"] = cluster.pid;
+  ORRERY_TRY(file, AtomicFile::create(path));
+  ORRERY_TRY_DONE(file.write(json.dump() + "\n"));
+  ORRERY_TRY_DONE(file.commit());
+  return Registration(path);
+}
+
+Registration::Registration(Registration&& other) noexcept : path_(std::exchange(other.path_, {})) {}
+Registration::~Registration() {
+  if (!path_.empty()) ::unlink(path_.c_str());
+}
+
+}  // namespace orrery::launch
