@@ -154,6 +154,12 @@ ModelSpec read_model(const YamlNode& spec, const std::string& name, YamlReader& 
   model.name = name;
   model.file = spec.file();
   model.line = spec.nearest("folder").line;
+  // A folder from the command line (--set folder=...) starts where the user stands.
+  if (!model.folder.empty() && model.line == 0 && !model.folder.starts_with("${")) {
+    std::error_code failed;
+    const auto here = std::filesystem::absolute(model.folder, failed);
+    if (!failed) model.folder = here.string();
+  }
   const auto& parts = model.components;
   const bool all_parts = !parts.transformer.empty() && !parts.text_encoder.empty() && !parts.tokenizer.empty() && !parts.vae.empty() && !parts.scheduler.empty();
   if (spec.is_map() && spec.find("folder") == nullptr && !all_parts && !model.geometry)

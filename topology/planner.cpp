@@ -229,8 +229,9 @@ struct Shortfall {
 
 std::string shape_text(Split split, std::size_t first, std::size_t second) {
   std::string text(first == 1 && second <= 1 ? std::string_view("tensor") : name_of(split));
-  text += "=" + std::to_string(first);
-  if (second > 0 && second != first) text += "+" + std::to_string(second);
+  // Which of two branches has the larger group makes no difference.
+  text += "=" + std::to_string(std::max(first, second));
+  if (second > 0 && second != first) text += "+" + std::to_string(std::min(first, second));
   return text + " cfg=" + (second > 0 ? "2" : "1");
 }
 

@@ -43,7 +43,7 @@ TEST_CASE("configs: the shipped folders form one set", "[topology][configs]") {
 }
 
 TEST_CASE("configs: a deployment finds its shipped cluster and model by name", "[topology][configs]") {
-  for (const auto* name : {"demo", "tensor", "sequence", "cfg", "atom_max_7b"}) {
+  for (const auto* name : {"demo", "tensor", "sequence", "cfg", "uneven", "atom_max_7b"}) {
     const auto set = read({configs + "/deployments/" + name + ".yaml"});
     const auto resolved = set.resolve();
     INFO(text_of(set.findings()));
@@ -86,6 +86,11 @@ TEST_CASE("configs: an override reaches the document that owns its key", "[topol
   CHECK(resolved.value().deployment.parallelism.tensor == 4U);
   CHECK(resolved.value().cluster.card_count() == 6);
   CHECK(resolved.value().model.defaults.num_frames == 17);
+}
+
+TEST_CASE("configs: a folder in a file starts at the file, one from the command line where the user stands", "[topology][configs]") {
+  const auto set = read({configs + "/models/cosmos-tiny.yaml"}, {"folder=here/model"});
+  CHECK(folder_of(set.models().at("cosmos-tiny")).value() == (std::filesystem::current_path() / "here/model").string());
 }
 
 TEST_CASE("configs: a wrong override is a finding that names it", "[topology][configs]") {
