@@ -551,7 +551,7 @@ TEST_CASE("exchange: destruction ends waiters", "[protocol][exchange]") {
   auto exchange = std::move(made).value();
   REQUIRE(exchange->set_routes(1, 1, {{0, 0}}).ok());
   std::optional<Result<Message>> outcome;
-  std::thread waiter([&] { outcome.emplace(exchange->receive(key_of(0, 0), Time::max())); });
+  std::thread waiter([&, waited = exchange.get()] { outcome.emplace(waited->receive(key_of(0, 0), Time::max())); });
   std::this_thread::sleep_for(20ms);
   exchange.reset();
   waiter.join();
