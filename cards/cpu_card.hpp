@@ -5,7 +5,8 @@
 //                                                      ┘
 // Commands of different lanes take turns on the pool, one command at a time: a lane that waits for a neighbour
 // holds nothing. Weights stay until nobody uses them: a component that is replaced or dropped while lanes are
-// open keeps its memory until these are closed.
+// open keeps its memory until these are closed. Loading drops the component's old weights first, so after a load
+// that failed it is not loaded.
 
 #pragma once
 
