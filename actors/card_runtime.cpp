@@ -12,7 +12,7 @@ using topology::StageKind;
 
 CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card, std::vector<StageSeat> seats,
                          std::shared_ptr<const compiler::ModelFolder> model, compiler::Compute compute,
-                         protocol::Exchange& exchange, const Clock& clock, Duration deadline)
+                         protocol::Exchange& exchange, const Clock& clock, Duration deadline, AddClient add_client)
     : number_(number),
       card_(std::move(card)),
       seats_(std::move(seats)),
@@ -20,7 +20,8 @@ CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card
       compute_(compute),
       exchange_(exchange),
       clock_(clock),
-      deadline_(deadline) {}
+      deadline_(deadline),
+      add_client_(std::move(add_client)) {}
 
 CardRuntime::~CardRuntime() {
   std::map<std::uint8_t, std::unique_ptr<LaneWorker>> workers;
@@ -137,6 +138,7 @@ Status CardRuntime::open_now(const OpenLane& order) {
   const auto seat = std::find_if(seats_.begin(), seats_.end(), [&](const auto& each) { return each.seat.stage == order.stage; });
   if (seat == seats_.end())
     return Error{ErrorCode::internal, card_->options().name + " has no seat in stage " + std::to_string(order.stage)};
+  ORRERY_TRY_DONE(add_client_(order.request, order.client_endpoint, order.client_data_address));
   // Without guidance there is one branch: the second group has nothing to do.
   Seat taken = seat->seat;
   if (seat->kind == StageKind::denoiser && order.negative_rows == 0) {

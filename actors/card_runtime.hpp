@@ -30,10 +30,12 @@ struct StageSeat {
 class CardRuntime {
 public:
   using Reply = std::function<void(CardDone)>;
+  /// Makes a request's client reachable for this process.
+  using AddClient = std::function<Status(std::uint64_t request, std::uint32_t endpoint, const std::string& address)>;
 
   CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card, std::vector<StageSeat> seats,
               std::shared_ptr<const compiler::ModelFolder> model, compiler::Compute compute, protocol::Exchange& exchange,
-              const Clock& clock, Duration deadline);
+              const Clock& clock, Duration deadline, AddClient add_client);
   ~CardRuntime();
 
   std::uint32_t number() const { return number_; }
@@ -64,6 +66,7 @@ private:
   protocol::Exchange& exchange_;
   const Clock& clock_;
   const Duration deadline_;
+  const AddClient add_client_;
 
   std::mutex mutex_;
   std::map<LaneKey, std::shared_ptr<ProgramRunner>> lanes_;          // Guarded by mutex_.

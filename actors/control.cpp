@@ -84,6 +84,14 @@ Error error_of(caf::actor_system& system, const caf::error& error, const std::st
   return {ErrorCode::unreachable, doing + ": " + system.render(error)};
 }
 
+void end_actor(caf::actor_system& system, caf::actor actor) {
+  caf::scoped_actor self{system};
+  self->monitor(actor);
+  self->send_exit(actor, caf::exit_reason::user_shutdown);
+  actor = nullptr;
+  self->receive([](const caf::down_msg&) {}, caf::after(std::chrono::seconds(5)) >> [] {});
+}
+
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port) {
   const auto published = system.middleman().publish(actor, port, host.c_str(), false);
   if (!published)

@@ -26,6 +26,9 @@ Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor
 /// Connects to a published actor, after check_reachable. Blocks: not for actors' threads.
 Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout);
 
+/// Asks an actor to end and waits until it has (a few seconds at most), so that what it uses may go.
+void end_actor(caf::actor_system& system, caf::actor actor);
+
 /// Turns a CAF error into ours.
 Error error_of(caf::actor_system& system, const caf::error& error, const std::string& doing);
 

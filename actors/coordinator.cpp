@@ -417,11 +417,7 @@ Result<std::unique_ptr<Coordinator>> Coordinator::start(Control& control, Coordi
 Coordinator::~Coordinator() {
   if (!state_->actor) return;
   caf::anon_send(state_->actor, Shutdown{"the coordinator ends"});
-  caf::scoped_actor self{state_->control->state().system};
-  self->monitor(state_->actor);
-  self->send_exit(state_->actor, caf::exit_reason::user_shutdown);
-  // Until it is gone: the board it writes to is ours.
-  self->receive([](const caf::down_msg&) {}, caf::after(std::chrono::seconds(5)) >> [] {});
+  end_actor(state_->control->state().system, std::exchange(state_->actor, nullptr));  // The board it writes to is ours.
 }
 
 std::uint16_t Coordinator::port() const { return state_->port; }

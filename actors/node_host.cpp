@@ -8,21 +8,21 @@
 
 namespace orrery::actors {
 
-// Destroyed from the bottom up: actors end before the system, the system before what its actors use.
 struct NodeHost::State {
   Board<NodeBoard> board;
   std::unique_ptr<NodeRuntime> runtime;
-  LaneWorker background;
   std::unique_ptr<Control> control;
+  std::unique_ptr<LaneWorker> background = std::make_unique<LaneWorker>();
   caf::actor node;
 };
 
 NodeHost::NodeHost(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 NodeHost::~NodeHost() {
-  if (state_->node) caf::anon_send_exit(state_->node, caf::exit_reason::user_shutdown);
-  state_->node = nullptr;
-  state_->control.reset();  // Waits for the actors.
+  if (state_->node) end_actor(state_->control->state().system, std::exchange(state_->node, nullptr));
+  // The background thread asked actors, so CAF's thread-local logger holds on to the system until it has ended.
+  state_->background.reset();
+  state_->control.reset();  // Waits for the other actors.
 }
 
 bool NodeHost::wait(Duration timeout) {
@@ -52,7 +52,7 @@ Result<std::unique_ptr<NodeHost>> NodeHost::start(const NodeHostOptions& options
   setup.runtime = state->runtime.get();
   setup.board = &state->board;
   setup.name = options.name;
-  setup.background = &state->background;
+  setup.background = state->background.get();
   state->node = control.system.spawn(node_actor, setup);
   std::unique_ptr<NodeHost> host(new NodeHost(std::move(state)));
   auto& own = *host->state_;

@@ -7,6 +7,7 @@
 
 #include "actors/card_runtime.hpp"
 #include "actors/edges.hpp"
+#include "base/log.hpp"
 #include "compiler/models/cosmos_codec.hpp"
 #include "protocol/zmq_transport.hpp"
 #include "topology/plan_text.hpp"
@@ -92,6 +93,7 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
   {
     const std::lock_guard lock(routes_mutex_);
     routes_.clear();
+    clients_.clear();
     for (std::size_t i = 0; i < order.peers.size(); ++i) {
       const auto peer = static_cast<protocol::PeerId>(i + 1);
       if (order.peers[i].name != options_.name) ORRERY_TRY_DONE(exchange_->add_peer(peer, order.peers[i].data_address));
@@ -148,7 +150,10 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
     }
     const auto deadline = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(order.collective_deadline_seconds));
     cards_[number] = std::make_unique<CardRuntime>(number, std::move(load.card), std::move(load.seats), model_, compute,
-                                                   *exchange_, clock_, deadline);
+                                                   *exchange_, clock_, deadline,
+                                                   [this](std::uint64_t request, std::uint32_t endpoint, const std::string& address) {
+                                                     return add_client(request, endpoint, address);
+                                                   });
   }
   progress(total, total);
   return numerics;
@@ -156,23 +161,23 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
 
 Status NodeRuntime::route() { return exchange_->set_routes(epoch_, plan_.digest(), routes_); }
 
-Status NodeRuntime::add_client(std::uint32_t endpoint, const std::string& address) {
-  if (address.empty()) return Done{};
+Status NodeRuntime::add_client(std::uint64_t request, std::uint32_t endpoint, const std::string& address) {
   const std::lock_guard lock(routes_mutex_);
-  if (routes_.contains(endpoint)) return Done{};
+  if (!clients_.emplace(request, endpoint).second) return Done{};
   ORRERY_TRY_DONE(exchange_->add_peer(endpoint, address));
   routes_[endpoint] = endpoint;
   return route();
 }
 
-void NodeRuntime::remove_client(std::uint32_t endpoint) {
-  const std::lock_guard lock(routes_mutex_);
-  if (routes_.erase(endpoint) > 0) (void)route();
-}
-
 void NodeRuntime::drop(std::uint64_t request) {
   for (const auto& [number, card] : cards_) card->cancel(request);
   exchange_->forget(request);
+  const std::lock_guard lock(routes_mutex_);
+  const auto client = clients_.find(request);
+  if (client == clients_.end()) return;
+  routes_.erase(client->second);
+  clients_.erase(client);
+  if (auto status = route(); !status.ok()) log_event(Level::warn, "route.refused", {{"reason", status.error().text()}});
 }
 
 NodeHealth NodeRuntime::health() const {

@@ -51,9 +51,8 @@ public:
 
   /// Ends a request on all cards of this node.
   void drop(std::uint64_t request);
-  /// A client's data endpoint becomes reachable.
-  Status add_client(std::uint32_t endpoint, const std::string& address);
-  void remove_client(std::uint32_t endpoint);
+  /// A request's client becomes reachable on the data plane, until the request is dropped.
+  Status add_client(std::uint64_t request, std::uint32_t endpoint, const std::string& address);
 
   NodeHealth health() const;
 
@@ -68,7 +67,8 @@ private:
   topology::Plan plan_;
   std::uint64_t epoch_ = 0;
   std::map<protocol::EndpointId, protocol::PeerId> routes_;
-  std::mutex routes_mutex_;
+  std::map<std::uint64_t, protocol::EndpointId> clients_;  // By request.
+  std::mutex routes_mutex_;                                // Guards routes_ and clients_.
   std::map<std::uint32_t, std::unique_ptr<CardRuntime>> cards_;
 };
 
