@@ -229,10 +229,11 @@ TEST_CASE("cpu card: loading a mapped file leaves only the card's own copy resid
   std::uint64_t most = 0;
   REQUIRE(card->load_weights(set_of({quarter}), source, [&](std::uint64_t) { most = std::max(most, resident_bytes()); return true; }).ok());
   CHECK(card->use().weights == 1024 * K * 2);
-  // The packed quarter (8 MiB), one block of 256 rows in flight (2 MiB), page tables and what the allocator keeps.
-  CHECK(most - before < std::uint64_t{8 + 2 + 6} << 20);
+  // The packed quarter (8 MiB), one block of 256 rows in flight (2 MiB packed, 4 MiB in the file), and what compiled
+  // kernels and the allocator keep. With the source left resident it would be 26 MiB and more.
+  CHECK(most < before + (std::uint64_t{8 + 6 + 6} << 20));
   card->drop_weights("transformer");
-  CHECK(resident_bytes() < before + (std::uint64_t{6} << 20));
+  CHECK(resident_bytes() < before + (std::uint64_t{8} << 20));
 }
 
 TEST_CASE("cpu card: convolution weights are matrices with the channel fastest", "[cards]") {
