@@ -174,46 +174,66 @@ std::size_t end_of_word(const Letters& text, std::size_t end) {
   return 0;
 }
 
+/// How far a disguised match has come: how many of its letters were no substitutes, by letters matched (-1: not there).
+struct Progress {
+  using Counts = std::array<std::int16_t, entry_letters_max + 1>;
+  Counts exact;    // The last letter was just now.
+  Counts waiting;  // Separators have followed ...
+  Counts gap;      // ... this many.
+
+  void clear(std::size_t low, std::size_t high) {
+    for (auto k = low; k <= high; ++k) exact[k] = waiting[k] = -1;
+  }
+};
+
 /// Where `entry` ends when it begins at `begin`, or 0. Letters may be repeated, replaced by signs, or have a little
 /// punctuation between them.
-std::size_t match_disguised(const Letters& text, std::size_t begin, const Entry& entry) {
+std::size_t match_disguised(const Letters& text, std::size_t begin, const Entry& entry, std::array<Progress, 2>& progress) {
   const std::size_t count = entry.letters.size();
+  if (count > 1 && begin + 1 < text.size()) {  // Nearly all candidates end here.
+    const char32_t second = text[begin + 1].value;
+    if (is_word(second) && !stands_for(second, entry.letters[0]) && !stands_for(second, entry.letters[1])) return 0;
+  }
   const std::size_t limit = std::min(text.size(), begin + 12 * count + 32);
-  // exact[k]: k letters are matched and the last of them just now; the most of them that were no substitutes, or -1.
-  std::vector<int> exact(count + 1, -1), next(count + 1, -1);
-  // waiting[k]: the same, with this many separators since.
-  std::vector<std::pair<int, int>> waiting(count + 1, {-1, 0}), waiting_next(count + 1, {-1, 0});
-  exact[0] = 0;
+  auto *now = &progress[0], *next = &progress[1];
+  now->clear(0, 0);
+  now->exact[0] = 0;
+  std::size_t low = 0, high = 0;  // The letters matched so far lie in [low, high].
   for (std::size_t at = begin; at < limit; ++at) {
     const char32_t seen = text[at].value;
-    std::fill(next.begin(), next.end(), -1);
-    std::fill(waiting_next.begin(), waiting_next.end(), std::pair<int, int>{-1, 0});
-    bool alive = false;
-    for (std::size_t k = 0; k <= count; ++k) {
-      const int here = std::max(exact[k], waiting[k].first);
+    next->clear(low, std::min(high + 1, count));
+    std::size_t next_low = count + 1, next_high = 0;
+    const auto reach = [&](std::size_t k) {
+      next_low = std::min(next_low, k);
+      next_high = std::max(next_high, k);
+    };
+    for (std::size_t k = low; k <= high; ++k) {
+      const auto here = std::max(now->exact[k], now->waiting[k]);
       if (here < 0) continue;
       if (k < count && stands_for(seen, entry.letters[k])) {
-        next[k + 1] = std::max(next[k + 1], here + (seen == entry.letters[k] ? 1 : 0));
-        alive = true;
+        const auto exact = static_cast<std::int16_t>(here + (seen == entry.letters[k] ? 1 : 0));
+        next->exact[k + 1] = std::max(next->exact[k + 1], exact);
+        reach(k + 1);
       }
-      if (k > 0 && exact[k] >= 0 && is_letter(entry.letters[k - 1]) && stands_for(seen, entry.letters[k - 1])) {
-        next[k] = std::max(next[k], exact[k]);
-        alive = true;
+      if (k > 0 && now->exact[k] >= 0 && is_letter(entry.letters[k - 1]) && stands_for(seen, entry.letters[k - 1])) {
+        next->exact[k] = std::max(next->exact[k], now->exact[k]);
+        reach(k);
       }
       if (k > 0 && k < count && !is_word(seen)) {
-        const int before = exact[k] >= 0 ? 0 : waiting[k].second;
-        const bool gap = entry.gap_before[k];
-        if (gap ? before < 4 : (seen != U' ' && before < 2)) {
-          waiting_next[k] = {here, before + 1};
-          alive = true;
+        const std::int16_t before = now->exact[k] >= 0 ? std::int16_t{0} : now->gap[k];
+        if (entry.gap_before[k] ? before < 4 : (seen != U' ' && before < 2)) {
+          next->waiting[k] = here;
+          next->gap[k] = static_cast<std::int16_t>(before + 1);
+          reach(k);
         }
       }
     }
-    exact.swap(next);
-    waiting.swap(waiting_next);
-    if (exact[count] >= 0 && 2 * exact[count] >= static_cast<int>(count))
+    if (next_low > count) return 0;
+    std::swap(now, next);
+    low = next_low;
+    high = next_high;
+    if (high == count && now->exact[count] >= 0 && 2 * now->exact[count] >= static_cast<int>(count))
       if (const auto end = end_of_word(text, at + 1); end != 0) return end;
-    if (!alive) return 0;
   }
   return 0;
 }
@@ -373,9 +393,11 @@ Verdict TextGuardrail::check(std::string_view prompt) const {
 
   // Signs that begin a word in disguise ("$hot") stand for a letter.
   constexpr std::u32string_view possible_firsts = U"abegilostuz";
+  std::array<Progress, 2> progress;
   for (std::size_t at = 0; at < text.size(); ++at) {
     const char32_t seen = text[at].value;
-    if (!boundary_before(text, at)) continue;
+    if (!boundary_before(text, at) || !(is_word(seen) || seen == '@' || seen == '$')) continue;
+    if (at > 0 && !is_word(seen) && text[at - 1].value == seen) continue;  // A repeat: tried from its first.
     std::u32string firsts(1, seen);
     for (const auto letter : possible_firsts)
       if (letter != seen && stands_for(seen, letter)) firsts.push_back(letter);
@@ -384,7 +406,7 @@ Verdict TextGuardrail::check(std::string_view prompt) const {
       if (candidates == lists_->by_first.end()) continue;
       for (const auto index : candidates->second) {
         const auto& entry = lists_->refused[index];
-        auto end = match_disguised(text, at, entry);
+        auto end = match_disguised(text, at, entry, progress);
         if (end == 0) end = match_spread(text, at, entry);
         if (end == 0 || free_until[at] >= end) continue;
         return {false, entry.rule, std::string(prompt.substr(text[at].begin, text[end - 1].end - text[at].begin))};
