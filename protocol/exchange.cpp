@@ -682,6 +682,7 @@ ExchangeStatistics Exchange::statistics() const {
     }
     result.peers.emplace(id, statistics);
   }
+  result.receives_waiting = state_->waiters.size();
   result.messages_local = state_->messages_local;
   result.frames_unknown = state_->frames_unknown;
   return result;

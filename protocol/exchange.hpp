@@ -53,13 +53,15 @@ struct ExchangeOptions {
 
 struct ExchangeStatistics {
   std::map<PeerId, PeerStatistics> peers;
+  std::uint64_t receives_waiting = 0;  // Now: calls of `receive` that wait.
   std::uint64_t messages_local = 0;    // Handed over inside this process.
   std::uint64_t frames_unknown = 0;    // Not decodable, wrong version, wrong cluster, or of a process we do not know.
 };
 
 /// Threads: any, for all functions.
 /// Ownership: bytes handed to `send` stay borrowed (their Shard alive) until the remote process acknowledged
-///            them, a local receiver let go of them, or the epoch ended. Shards are let go outside of locks.
+///            them, a local receiver let go of them, or the epoch ended (and the transport noticed that a silent
+///            peer is gone: zmq_transport.hpp). Shards are let go outside of locks.
 class Exchange {
 public:
   /// Starts the transport. Fails with usage if an option is out of range. `clock` must outlive this object.

@@ -90,7 +90,9 @@ public:
   virtual void remove_peer(PeerId peer) = 0;
 
   /// Takes a frame for sending; never waits. Fails with pool_exhausted when the peer's queue is full (hint
-  /// `writable` follows) and with unreachable for a peer that was not added; then nothing was kept.
+  /// `writable` follows) or it is not connected (hint `up` follows; some transports lose the frame instead), and
+  /// with unreachable for a peer that was not added; then nothing was kept. Frames are not kept for a peer that
+  /// is gone: their payloads are let go of.
   virtual Status send(PeerId peer, const HeaderBytes& header, Shard payload) = 0;
 
   virtual TransportStatistics statistics() const = 0;

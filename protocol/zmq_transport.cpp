@@ -106,6 +106,7 @@ struct QueuedFrame {
 // What other threads may touch, under the lock.
 struct Outbox {
   std::deque<QueuedFrame> frames;
+  bool connected = false;  // Frames for nobody would keep their payloads borrowed: none are taken.
   bool refused = false;
 };
 
@@ -219,6 +220,8 @@ public:
     if (found == outboxes_.end() || stop_)
       return Error{ErrorCode::unreachable, "process " + std::to_string(peer) + " is not known"};
     auto& outbox = found->second;
+    if (!outbox.connected)
+      return Error{ErrorCode::pool_exhausted, "process " + std::to_string(peer) + " is not connected"};
     if (outbox.frames.size() >= options_.queue_frames) {
       outbox.refused = true;
       return Error{ErrorCode::pool_exhausted, "the queue to process " + std::to_string(peer) + " is full"};
@@ -239,9 +242,9 @@ private:
     socket.set(zmq::sockopt::sndhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::rcvhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::handshake_ivl, 2000);
-    socket.set(zmq::sockopt::heartbeat_ivl, 500);
-    socket.set(zmq::sockopt::heartbeat_timeout, 3000);
-    socket.set(zmq::sockopt::heartbeat_ttl, 3000);
+    socket.set(zmq::sockopt::heartbeat_ivl, 300);
+    socket.set(zmq::sockopt::heartbeat_timeout, 1500);
+    socket.set(zmq::sockopt::heartbeat_ttl, 1500);
   }
 
   void ring() const {
@@ -300,7 +303,7 @@ private:
       }
       const auto found = links.find(command.peer);
       if (found != links.end() && found->second.address == command.connect) continue;
-      links.erase(command.peer);
+      if (links.erase(command.peer) > 0) set_connected(command.peer, false);
       try {
         links.emplace(command.peer, connect(command.connect));
       } catch (const zmq::error_t& error) {
@@ -339,11 +342,24 @@ private:
       std::memcpy(&kind, event.data(), sizeof kind);
       if (kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
         link.blocked = false;
+        set_connected(peer, true);
         handlers_.on_hint(peer, PeerHint::up);
       } else if (kind == ZMQ_EVENT_DISCONNECTED) {
+        link.header_sent = false;
+        set_connected(peer, false);
         handlers_.on_hint(peer, PeerHint::down);
       }
     }
+  }
+
+  // A broken connection lets go of what waited for it, as ZeroMQ does with what it had taken.
+  void set_connected(PeerId peer, bool connected) {
+    std::deque<QueuedFrame> dropped;
+    const std::lock_guard lock(mutex_);
+    const auto found = outboxes_.find(peer);
+    if (found == outboxes_.end()) return;
+    found->second.connected = connected;
+    if (!connected) dropped.swap(found->second.frames);
   }
 
   void drain(PeerId peer, Link& link) {

@@ -6,8 +6,8 @@
 //
 // One thread owns all sockets. `send` puts the frame into the peer's bounded queue and rings an eventfd. The
 // payload is not copied on either side (but for received ones of at most 8 KiB): ZeroMQ reads the Shard's memory
-// and lets go of it; a received message
-// is kept alive by the Shard that shows its bytes.
+// and lets go of it; a received message is kept alive by the Shard that shows its bytes. A peer that vanishes is
+// noticed at once when its system says so, else after 1.5 s of silence; what was queued for it is let go of then.
 //
 // Does not: authenticate (bind to loopback, or to a network whose hosts you trust), order control before bulk.
 

@@ -75,6 +75,10 @@ public:
     }
     return condition();
   }
+  // Sends as soon as the peer is connected.
+  void send(Transport& from, PeerId to, const HeaderBytes& header, const Shard& payload = {}) {
+    REQUIRE(until([&] { return from.send(to, header, payload).ok(); }));
+  }
   bool has_sockets() const { return kind_.starts_with("zmq"); }
   std::string kind() const { return kind_; }
 
@@ -191,7 +195,7 @@ TEST_CASE("transport: a received payload outlives its transport", "[conformance]
     a->start(inbox_a.handlers());
     b->start(inbox_b.handlers());
     REQUIRE(a->add_peer(2, b->address()).ok());
-    REQUIRE(a->send(2, header_of(1), Shard::copy_of(bytes)).ok());
+    world.send(*a, 2, header_of(1), Shard::copy_of(bytes));
     REQUIRE(world.until([&] { return inbox_b.count() == 1; }));
     kept = inbox_b.frames[0].payload;
   }
@@ -214,7 +218,7 @@ TEST_CASE("transport: eight peers all talk to each other", "[conformance]") {
   for (std::uint64_t round = 0; round < 4; ++round)
     for (PeerId i = 0; i < count; ++i)
       for (PeerId j = 0; j < count; ++j)
-        if (i != j) REQUIRE(peers[i]->send(j, header_of(round * 100 + i), Shard::copy_of(pattern(1000, i))).ok());
+        if (i != j) world.send(*peers[i], j, header_of(round * 100 + i), Shard::copy_of(pattern(1000, i)));
   for (PeerId j = 0; j < count; ++j) {
     REQUIRE(world.until([&] { return inboxes[j].count() == 4 * (count - 1); }));
     std::map<PeerId, std::uint64_t> rounds;
@@ -282,7 +286,7 @@ TEST_CASE("transport: an unknown or removed peer is refused", "[conformance]") {
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().code == ErrorCode::unreachable);
   REQUIRE(a->add_peer(2, b->address()).ok());
-  CHECK(a->send(2, header_of(1), {}).ok());
+  world.send(*a, 2, header_of(1));
   a->remove_peer(2);
   a->remove_peer(3);
   CHECK_FALSE(a->send(2, header_of(1), {}).ok());
@@ -298,7 +302,7 @@ TEST_CASE("transport: a peer that starts again is reached again, and takes its o
   b->start(first.handlers());
   REQUIRE(a->add_peer(2, b->address()).ok());
   REQUIRE(b->add_peer(1, a->address()).ok());
-  REQUIRE(a->send(2, header_of(1), {}).ok());
+  world.send(*a, 2, header_of(1));
   REQUIRE(world.until([&] { return first.count() == 1; }));
   b->close();
   b.reset();
@@ -338,6 +342,7 @@ TEST_CASE("transport: close lets go of every payload and ends all calls", "[conf
     // c is known, but never started.
     REQUIRE(a->add_peer(2, b->address()).ok());
     REQUIRE(a->add_peer(3, c->address()).ok());
+    world.send(*a, 2, header_of(0));
     for (int i = 0; i < 20; ++i) {
       taken += a->send(2, header_of(1), counted(bytes, released)).ok();
       taken += a->send(3, header_of(1), counted(bytes, released)).ok();
@@ -352,6 +357,23 @@ TEST_CASE("transport: close lets go of every payload and ends all calls", "[conf
   // Those that were refused were let go of at once.
   CHECK(taken > 0);
   CHECK(released == 40);
+}
+
+TEST_CASE("transport: nothing stays borrowed for a peer that is gone", "[conformance][fault]") {
+  World world(EACH_TRANSPORT);
+  CAPTURE(world.kind());
+  const auto bytes = pattern(200'000, 4);
+  std::atomic<int> released{0};
+  Inbox inbox_a, inbox_b;
+  auto a = world.make(1, 8), b = world.make(2, 8);
+  a->start(inbox_a.handlers());
+  b->start(inbox_b.handlers());
+  REQUIRE(a->add_peer(2, b->address()).ok());
+  world.send(*a, 2, header_of(0));
+  REQUIRE(world.until([&] { return inbox_b.count() == 1; }));
+  b.reset();
+  for (int i = 0; i < 20; ++i) (void)a->send(2, header_of(1), counted(bytes, released));
+  CHECK(world.until([&] { return released == 20; }));
 }
 
 TEST_CASE("zmq transport: strangers on the port change nothing", "[conformance][fault]") {
@@ -384,7 +406,7 @@ TEST_CASE("zmq transport: strangers on the port change nothing", "[conformance][
     if (round % 4 == 2) write(http.data(), http.size());
     ::close(socket);
   }
-  for (std::uint64_t i = 0; i < 10; ++i) REQUIRE(a->send(2, header_of(i), Shard::copy_of(noise)).ok());
+  for (std::uint64_t i = 0; i < 10; ++i) world.send(*a, 2, header_of(i), Shard::copy_of(noise));
   REQUIRE(world.until([&] { return inbox_b.count() == 10; }));
   for (std::uint64_t i = 0; i < 10; ++i) {
     CHECK(number_of(inbox_b.frames[i]) == i);
