@@ -105,6 +105,8 @@ bool eventually(Condition condition) {
 
 }  // namespace
 
+#define WAIT_FOR_WAITER(exchange) REQUIRE(eventually([&] { return (exchange).statistics().receives_waiting == 1; }))
+
 TEST_CASE("exchange: messages of any size arrive, locally and between processes", "[protocol][exchange]") {
   Simulation world;
   world.open(2);
@@ -231,6 +233,7 @@ TEST_CASE("exchange: a message nobody sends is named when its deadline passes", 
   std::optional<Result<Message>> outcome;
   const auto deadline = world.clock.now() + 500ms;
   std::thread waiter([&] { outcome.emplace(world.processes[1]->receive(key_of(3, 12, 17, 4), deadline)); });
+  WAIT_FOR_WAITER(*world.processes[1]);
   // The peer answers probes, so it was heard of lately; then it is cut off.
   world.run(200ms);
   world.faults[0]->cut(1);
@@ -261,11 +264,10 @@ TEST_CASE("exchange: a new epoch drops the old one and fails its waiters", "[pro
   world.settle();
   std::optional<Result<Message>> outcome;
   std::thread waiter([&] { outcome.emplace(world.processes[1]->receive(key_of(0, 10, 2), Time::max())); });
-  std::this_thread::sleep_for(5ms);
+  WAIT_FOR_WAITER(*world.processes[1]);
   world.processes[1]->fail(4, Error{ErrorCode::peer_lost, "gone"});
   REQUIRE(world.processes[1]->set_routes(2, 10, world.routes()).ok());
   waiter.join();
-  // The thread may have come after the change: then it waits in the new epoch until someone says otherwise.
   REQUIRE_FALSE(outcome->ok());
   CHECK(outcome->error().code == ErrorCode::stale_epoch);
   CHECK_FALSE(world.processes[1]->try_receive(key_of(0, 10, 1)));
@@ -428,6 +430,7 @@ TEST_CASE("exchange: at the hard limit the error names the bytes that are held",
   std::optional<Result<Message>> outcome;
   const auto deadline = world.clock.now() + 500ms;
   std::thread waiter([&] { outcome.emplace(world.processes[1]->receive(key_of(0, 10, 1000), deadline)); });
+  WAIT_FOR_WAITER(*world.processes[1]);
   world.run(100ms);
   std::atomic<bool> done{false};
   std::thread cranker([&] {
@@ -552,7 +555,7 @@ TEST_CASE("exchange: destruction ends waiters", "[protocol][exchange]") {
   REQUIRE(exchange->set_routes(1, 1, {{0, 0}}).ok());
   std::optional<Result<Message>> outcome;
   std::thread waiter([&, waited = exchange.get()] { outcome.emplace(waited->receive(key_of(0, 0), Time::max())); });
-  std::this_thread::sleep_for(20ms);
+  WAIT_FOR_WAITER(*exchange);
   exchange.reset();
   waiter.join();
   CHECK(outcome->error().code == ErrorCode::cancelled);
