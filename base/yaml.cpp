@@ -59,8 +59,8 @@ std::string printable(std::string_view text) {
 }
 
 std::size_t code_points(std::string_view text) {
-  return static_cast<std::size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
+  return static_cast<std::size_t>(std::count_if(
+      text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; }));
 }
 
 std::shared_ptr<const YamlSource> source_of(const std::string& name, std::string_view text) {
@@ -117,25 +117,30 @@ public:
     complain(made, "E106", "aliases are not allowed", "write the value out");
     add(std::move(made));
   }
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& value) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& value) override {
     auto made = node(mark, YamlNode::Kind::scalar, anchor, tag);
     made.text = value;
     made.quoted = tag == "!";
-    const auto length = static_cast<std::uint32_t>(std::min<std::size_t>(value.size() + (made.quoted ? 2 : 0), 1'000'000));
+    const auto length =
+        static_cast<std::uint32_t>(std::min<std::size_t>(value.size() + (made.quoted ? 2 : 0), 1'000'000));
     made.end_column = made.column + std::max(1U, length);
     if (made.line >= 1 && made.line <= source_->lines.size()) {
       const auto line_end = static_cast<std::uint32_t>(source_->lines[made.line - 1].size()) + 1;
       made.end_column = std::max(made.column + 1, std::min(made.end_column, line_end));
     }
     if (made.quoted && !closed(made))
-      throw LimitPassed{finding_in(*source_, made.line, made.column, made.column + 1, "E101", "this quote is never closed", "")};
+      throw LimitPassed{
+          finding_in(*source_, made.line, made.column, made.column + 1, "E101", "this quote is never closed", "")};
     add(std::move(made));
   }
-  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
     enter(node(mark, YamlNode::Kind::sequence, anchor, tag));
   }
   void OnSequenceEnd() override { leave(); }
-  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
     enter(node(mark, YamlNode::Kind::map, anchor, tag));
   }
   void OnMapEnd() override { leave(); }
@@ -267,9 +272,10 @@ bool check_bytes(const std::string& name, std::string_view text, Findings& findi
     const auto length = sequence_length(text.substr(at));
     if (length == 0 || text[at] == '\0') {
       const auto column = static_cast<std::uint32_t>(at - line_start + 1);
-      findings.push_back(finding_in(*source_of(name, text), line, column, column + 1, "E108",
-                                    text[at] == '\0' ? "the file contains a NUL byte" : "the file is not valid UTF-8",
-                                    "save it as UTF-8 text"));
+      findings.push_back(
+          finding_in(*source_of(name, text), line, column, column + 1, "E108",
+                     text[at] == '\0' ? "the file contains a NUL byte" : "the file is not valid UTF-8",
+                     "save it as UTF-8 text"));
       return false;
     }
     if (text[at] == '\n') {
@@ -295,7 +301,8 @@ std::optional<std::vector<Step>> steps_of(std::string_view path) {
     if (path[at] == '[') {
       const auto end = path.find(']', at);
       const auto digits = path.substr(at + 1, end == std::string_view::npos ? 0 : end - at - 1);
-      if (digits.empty() || digits.size() > 6 || !std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; }))
+      if (digits.empty() || digits.size() > 6 ||
+          !std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; }))
         return std::nullopt;
       steps.push_back({"", static_cast<std::size_t>(std::stoul(std::string(digits))), true});
       at = end + 1;
@@ -352,19 +359,28 @@ std::string Finding::text() const {
   const auto before = printable(whole.substr(begin, place - begin));
   text += margin + number + " | " + before + printable(whole.substr(place, end > place ? end - place : 0)) + "\n";
   const std::size_t marked_end = std::min<std::size_t>(end_column > 0 ? end_column - 1 : 0, end);
-  const std::size_t width = marked_end > place ? std::max<std::size_t>(1, code_points(whole.substr(place, marked_end - place))) : 1;
-  text += std::string(std::max<std::size_t>(5, number.size()), ' ') + " | " + std::string(code_points(before), ' ') + "^" +
-          std::string(width - 1, '~') + "\n";
+  const std::size_t width =
+      marked_end > place ? std::max<std::size_t>(1, code_points(whole.substr(place, marked_end - place))) : 1;
+  text += std::string(std::max<std::size_t>(5, number.size()), ' ') + " | " +
+          std::string(code_points(before), ' ') + "^" + std::string(width - 1, '~') + "\n";
   return text;
 }
 
 OrderedJson Finding::json() const {
-  return {{"file", printable(file)}, {"line", line},   {"column", column},           {"end_column", end_column}, {"severity", name_of(severity)},
-          {"code", code},            {"path", path},   {"message", message},         {"hint", hint}};
+  return {{"file", printable(file)},
+          {"line", line},
+          {"column", column},
+          {"end_column", end_column},
+          {"severity", name_of(severity)},
+          {"code", code},
+          {"path", path},
+          {"message", message},
+          {"hint", hint}};
 }
 
 bool has_errors(const Findings& findings) {
-  return std::any_of(findings.begin(), findings.end(), [](const Finding& f) { return f.severity == Severity::error; });
+  return std::any_of(findings.begin(), findings.end(),
+                     [](const Finding& f) { return f.severity == Severity::error; });
 }
 
 std::string text_of(const Findings& findings) {
@@ -443,10 +459,11 @@ const std::string& YamlNode::file() const {
   return source ? source->name : none;
 }
 
-Finding finding_at(const YamlNode& node, std::string code, std::string path, std::string message, std::string hint) {
+Finding finding_at(const YamlNode& node, std::string code, std::string path, std::string message,
+                   std::string hint) {
   static const YamlSource none;
-  auto finding = finding_in(node.source ? *node.source : none, node.line, node.column, node.end_column, std::move(code),
-                            std::move(message), std::move(hint));
+  auto finding = finding_in(node.source ? *node.source : none, node.line, node.column, node.end_column,
+                            std::move(code), std::move(message), std::move(hint));
   finding.path = std::move(path);
   return finding;
 }
@@ -471,11 +488,13 @@ std::vector<YamlNode> read_yaml(const std::string& name, std::string_view text, 
     const auto column = static_cast<std::uint32_t>(std::max(0, error.mark.column)) + 1;
     // What yaml-cpp says about a tab at the start of a line leads astray.
     const auto& lines = source->lines;
-    const auto indent = line <= lines.size() ? lines[line - 1].substr(0, lines[line - 1].find_first_not_of(" \t")) : std::string();
+    const auto indent =
+        line <= lines.size() ? lines[line - 1].substr(0, lines[line - 1].find_first_not_of(" \t")) : std::string();
     const auto tab = indent.find('\t');
     if (tab != std::string::npos) {
       const auto at = static_cast<std::uint32_t>(tab) + 1;
-      findings.push_back(finding_in(*source, line, at, at + 1, "E101", "not valid YAML: a tab cannot indent", "use spaces"));
+      findings.push_back(
+          finding_in(*source, line, at, at + 1, "E101", "not valid YAML: a tab cannot indent", "use spaces"));
     } else {
       findings.push_back(finding_in(*source, line, column, column + 1, "E101", syntax_sentence(error.msg), ""));
     }
@@ -542,7 +561,8 @@ Status set_value(YamlNode& root, std::string_view path, YamlNode value) {
     }
     if (at->is_null()) at->kind = YamlNode::Kind::map;
     if (!at->is_map()) return wrong("'" + shown(step.key) + "' would be a key of " + std::string(at->kind_text()));
-    auto found = std::find_if(at->entries.begin(), at->entries.end(), [&](const YamlEntry& e) { return e.key.text == step.key; });
+    auto found = std::find_if(at->entries.begin(), at->entries.end(),
+                              [&](const YamlEntry& e) { return e.key.text == step.key; });
     if (found == at->entries.end()) {
       YamlEntry made;
       made.key.kind = YamlNode::Kind::scalar;

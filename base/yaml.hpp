@@ -91,7 +91,8 @@ struct YamlEntry {
 };
 
 /// A finding at `node`.
-Finding finding_at(const YamlNode& node, std::string code, std::string path, std::string message, std::string hint = {});
+Finding finding_at(const YamlNode& node, std::string code, std::string path, std::string message,
+                   std::string hint = {});
 
 /// The documents of `text`, in order; empty documents between separators are dropped. What is wrong goes to
 /// `findings`; after a syntax error or a limit the documents so far are returned.

@@ -44,7 +44,8 @@ bool expect_plain(const YamlNode& node, const std::string& path, const std::stri
 }
 
 template <class T>
-Value<T> quantity(const std::string& type, const std::string& pattern, Result<T> (*parse)(std::string_view), std::string (*write)(double)) {
+Value<T> quantity(const std::string& type, const std::string& pattern, Result<T> (*parse)(std::string_view),
+                  std::string (*write)(double)) {
   Value<T> value;
   value.type = type;
   value.json = {{"type", "string"}, {"pattern", "^[0-9.]+ ?" + pattern + "$"}};
@@ -96,7 +97,9 @@ Environment process_environment() {
 }
 
 Result<std::string> expand_variables(const std::string& text, const Environment& environment) {
-  const auto wrong = [](std::string message, std::string hint) { return Error{ErrorCode::invalid_config, std::move(message), std::move(hint)}; };
+  const auto wrong = [](std::string message, std::string hint) {
+    return Error{ErrorCode::invalid_config, std::move(message), std::move(hint)};
+  };
   std::string out;
   std::size_t at = 0;
   while (at < text.size()) {
@@ -110,13 +113,15 @@ Result<std::string> expand_variables(const std::string& text, const Environment&
       continue;
     }
     const auto end = text.find('}', at);
-    if (end == std::string::npos) return wrong("has a '${' without '}'", "write ${NAME}, ${NAME:-default} or ${NAME:?message}");
+    if (end == std::string::npos)
+      return wrong("has a '${' without '}'", "write ${NAME}, ${NAME:-default} or ${NAME:?message}");
     const auto inner = text.substr(at + 2, end - at - 2);
     const auto colon = inner.find(':');
     const auto name = inner.substr(0, colon);
     const auto rest = colon == std::string::npos ? std::string() : inner.substr(colon + 1);
     if (!is_name(name) || (colon != std::string::npos && !rest.starts_with('-') && !rest.starts_with('?')))
-      return wrong("has a malformed variable '${" + shown(inner) + "}'", "write ${NAME}, ${NAME:-default} or ${NAME:?message}");
+      return wrong("has a malformed variable '${" + shown(inner) + "}'",
+                   "write ${NAME}, ${NAME:-default} or ${NAME:?message}");
     const auto value = environment(name);
     if (value && (!value->empty() || colon == std::string::npos)) {
       out += *value;
@@ -133,7 +138,8 @@ Result<std::string> expand_variables(const std::string& text, const Environment&
   return out;
 }
 
-void YamlReader::complain(const YamlNode& node, const std::string& code, const std::string& path, const std::string& what, const std::string& hint) {
+void YamlReader::complain(const YamlNode& node, const std::string& code, const std::string& path,
+                          const std::string& what, const std::string& hint) {
   findings_.push_back(finding_at(node, code, path, (path.empty() ? "" : path + " ") + what, hint));
 }
 
@@ -145,8 +151,8 @@ std::string markdown_of(const std::vector<SchemaPage>& pages) {
     if (!written.insert(page.name).second) continue;
     out += "### " + page.name + "\n\n" + page.help + "\n\n| key | value | default | meaning |\n|---|---|---|---|\n";
     for (const auto& row : page.rows)
-      out += "| `" + row.key + "` | " + row.type + (row.example.empty() ? "" : ", e.g. `" + row.example + "`") + " | " + cell(row.standard) +
-             " | " + row.help + " |\n";
+      out += "| `" + row.key + "` | " + row.type + (row.example.empty() ? "" : ", e.g. `" + row.example + "`") +
+             " | " + cell(row.standard) + " | " + row.help + " |\n";
     out += "\n";
   }
   return out;
@@ -182,7 +188,8 @@ Value<double> number(double least, double most) {
   value.type = "number, " + bound(least) + " to " + bound(most);
   value.json = {{"type", "number"}, {"minimum", least}, {"maximum", most}};
   value.text = [bound](const double& one) { return bound(one); };
-  value.read = [least, most, bound](const YamlNode& node, const std::string& path, double& into, YamlReader& reader) {
+  value.read = [least, most, bound](const YamlNode& node, const std::string& path, double& into,
+                                    YamlReader& reader) {
     if (!expect_plain(node, path, "a number", reader)) return false;
     double read = 0;
     const char* end = node.text.data() + node.text.size();
@@ -192,7 +199,8 @@ Value<double> number(double least, double most) {
       return false;
     }
     if (read < least || read > most) {
-      reader.complain(node, "E112", path, "should be from " + bound(least) + " to " + bound(most) + ", not " + shown(node.text));
+      reader.complain(node, "E112", path,
+                      "should be from " + bound(least) + " to " + bound(most) + ", not " + shown(node.text));
       return false;
     }
     into = read;
@@ -202,20 +210,26 @@ Value<double> number(double least, double most) {
 }
 
 Value<std::uint64_t> bytes() {
-  return quantity<std::uint64_t>("bytes, e.g. `64GiB`", "(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)", parse_bytes, text_of_bytes);
+  return quantity<std::uint64_t>("bytes, e.g. `64GiB`", "(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)", parse_bytes,
+                                 text_of_bytes);
 }
 Value<double> bytes_per_second() {
-  return quantity<double>("rate, e.g. `64 GB/s` or `200 Gbit/s`", "(B|KB|MB|GB|TB|KiB|MiB|GiB|bit|Kbit|Mbit|Gbit|Tbit)/s", parse_bytes_per_second,
+  return quantity<double>("rate, e.g. `64 GB/s` or `200 Gbit/s`",
+                          "(B|KB|MB|GB|TB|KiB|MiB|GiB|bit|Kbit|Mbit|Gbit|Tbit)/s", parse_bytes_per_second,
                           text_of_bytes_per_second);
 }
 Value<double> flops() {
-  return quantity<double>("compute rate, e.g. `64 TFLOP/s`", "(FLOP|MFLOP|GFLOP|TFLOP|PFLOP)/s", parse_flops, text_of_flops);
+  return quantity<double>("compute rate, e.g. `64 TFLOP/s`", "(FLOP|MFLOP|GFLOP|TFLOP|PFLOP)/s", parse_flops,
+                          text_of_flops);
 }
-Value<double> seconds() { return quantity<double>("time, e.g. `1.5 us` or `60s`", "(ns|us|ms|s|min|h)", parse_seconds, text_of_seconds); }
+Value<double> seconds() {
+  return quantity<double>("time, e.g. `1.5 us` or `60s`", "(ns|us|ms|s|min|h)", parse_seconds, text_of_seconds);
+}
 
 namespace detail {
 
-bool read_whole(const YamlNode& node, const std::string& path, std::int64_t least, std::int64_t most, std::int64_t& into, YamlReader& reader) {
+bool read_whole(const YamlNode& node, const std::string& path, std::int64_t least, std::int64_t most,
+                std::int64_t& into, YamlReader& reader) {
   if (!expect_plain(node, path, "a whole number", reader)) return false;
   std::int64_t read = 0;
   const char* end = node.text.data() + node.text.size();
@@ -230,15 +244,19 @@ bool read_whole(const YamlNode& node, const std::string& path, std::int64_t leas
     return false;
   }
   if (read < least || read > most) {
-    reader.complain(node, "E112", path, "should be from " + std::to_string(least) + " to " + std::to_string(most) + ", not " + node.text);
+    reader.complain(
+        node, "E112", path,
+        "should be from " + std::to_string(least) + " to " + std::to_string(most) + ", not " + node.text);
     return false;
   }
   into = read;
   return true;
 }
 
-bool read_choice(const YamlNode& node, const std::string& path, const std::vector<std::string>& words, std::size_t& into, YamlReader& reader) {
-  if (!(node.is_null() && node.text == "null") && !expect_scalar(node, path, "one of a few words", reader)) return false;
+bool read_choice(const YamlNode& node, const std::string& path, const std::vector<std::string>& words,
+                 std::size_t& into, YamlReader& reader) {
+  if (!(node.is_null() && node.text == "null") && !expect_scalar(node, path, "one of a few words", reader))
+    return false;
   const auto found = std::find(words.begin(), words.end(), node.text);
   if (found == words.end()) {
     std::string known;
@@ -264,11 +282,13 @@ bool expect_list(const YamlNode& node, const std::string& path, YamlReader& read
   return false;
 }
 
-void refuse_unknown_keys(const YamlNode& node, const std::string& path, const std::vector<std::string>& known, YamlReader& reader) {
+void refuse_unknown_keys(const YamlNode& node, const std::string& path, const std::vector<std::string>& known,
+                         YamlReader& reader) {
   for (const auto& entry : node.entries) {
     const auto& key = entry.key.text;
     if (key.starts_with("x-") || std::find(known.begin(), known.end(), key) != known.end()) continue;
-    reader.complain(entry.key, "E102", "", "unknown key '" + shown(key) + "'" + (path.empty() ? "" : " in " + path), suggestion(key, known));
+    reader.complain(entry.key, "E102", "", "unknown key '" + shown(key) + "'" + (path.empty() ? "" : " in " + path),
+                    suggestion(key, known));
   }
 }
 
@@ -277,7 +297,9 @@ std::string joined(const std::string& path, const std::string& key) {
   return path.empty() ? name : path + "." + name;
 }
 
-bool is_word(const YamlNode& node, std::string_view word) { return node.is_scalar() && !node.quoted && node.text == word; }
+bool is_word(const YamlNode& node, std::string_view word) {
+  return node.is_scalar() && !node.quoted && node.text == word;
+}
 
 }  // namespace detail
 }  // namespace orrery

@@ -36,7 +36,8 @@ Result<std::string> expand_variables(const std::string& text, const Environment&
 /// What readers share during one run: where findings go and where variables come from.
 class YamlReader {
 public:
-  YamlReader(Findings& findings, Environment environment) : findings_(findings), environment_(std::move(environment)) {}
+  YamlReader(Findings& findings, Environment environment)
+      : findings_(findings), environment_(std::move(environment)) {}
 
   /// Message: "PATH WHAT"; `what` is a sentence without subject, e.g. "should be a map".
   void complain(const YamlNode& node, const std::string& code, const std::string& path, const std::string& what,
@@ -62,8 +63,8 @@ std::string markdown_of(const std::vector<SchemaPage>& pages);
 /// How a value of type T is read, checked, shown and described.
 template <class T>
 struct Value {
-  std::string type;        // For people: "quantity of bytes".
-  OrderedJson json;        // JSON Schema, draft-07.
+  std::string type;  // For people: "quantity of bytes".
+  OrderedJson json;  // JSON Schema, draft-07.
   /// Reads into the third argument; complains and returns false when the node does not fit.
   std::function<bool(const YamlNode&, const std::string& path, T&, YamlReader&)> read;
   /// A default as it would be written; empty: not shown.
@@ -85,12 +86,15 @@ Value<double> seconds();
 
 namespace detail {
 /// Decimal digits with an optional minus; complains otherwise.
-bool read_whole(const YamlNode& node, const std::string& path, std::int64_t least, std::int64_t most, std::int64_t& into, YamlReader& reader);
-bool read_choice(const YamlNode& node, const std::string& path, const std::vector<std::string>& words, std::size_t& into, YamlReader& reader);
+bool read_whole(const YamlNode& node, const std::string& path, std::int64_t least, std::int64_t most,
+                std::int64_t& into, YamlReader& reader);
+bool read_choice(const YamlNode& node, const std::string& path, const std::vector<std::string>& words,
+                 std::size_t& into, YamlReader& reader);
 bool expect_map(const YamlNode& node, const std::string& path, YamlReader& reader);
 bool expect_list(const YamlNode& node, const std::string& path, YamlReader& reader);
 /// Complains about keys of `node` that are not in `known` and do not begin with "x-".
-void refuse_unknown_keys(const YamlNode& node, const std::string& path, const std::vector<std::string>& known, YamlReader& reader);
+void refuse_unknown_keys(const YamlNode& node, const std::string& path, const std::vector<std::string>& known,
+                         YamlReader& reader);
 std::string joined(const std::string& path, const std::string& key);
 bool is_word(const YamlNode& node, std::string_view word);
 }  // namespace detail
@@ -103,7 +107,9 @@ Value<T> whole(T least, T most) {
   value.json = {{"type", "integer"}, {"minimum", least}, {"maximum", most}};
   value.read = [least, most](const YamlNode& node, const std::string& path, T& into, YamlReader& reader) {
     std::int64_t read = 0;
-    if (!detail::read_whole(node, path, static_cast<std::int64_t>(least), static_cast<std::int64_t>(most), read, reader)) return false;
+    if (!detail::read_whole(node, path, static_cast<std::int64_t>(least), static_cast<std::int64_t>(most), read,
+                            reader))
+      return false;
     into = static_cast<T>(read);
     return true;
   };
@@ -168,10 +174,13 @@ Value<std::vector<T>> list_of(const Value<T>& item, std::size_t most = 4096) {
     for (const auto& one : all) text += (text.empty() ? "" : ", ") + item.text(one);
     return "[" + text + "]";
   };
-  value.read = [item, most](const YamlNode& node, const std::string& path, std::vector<T>& into, YamlReader& reader) {
+  value.read = [item, most](const YamlNode& node, const std::string& path, std::vector<T>& into,
+                            YamlReader& reader) {
     if (!detail::expect_list(node, path, reader)) return false;
     if (node.items.size() > most) {
-      reader.complain(node, "E112", path, "has " + std::to_string(node.items.size()) + " items; at most " + std::to_string(most) + " are allowed");
+      reader.complain(
+          node, "E112", path,
+          "has " + std::to_string(node.items.size()) + " items; at most " + std::to_string(most) + " are allowed");
       return false;
     }
     into.clear();
@@ -192,7 +201,8 @@ Value<std::vector<T>> one_or_list_of(const Value<T>& item, std::size_t most = 40
   auto value = list_of(item, most);
   value.type = item.type + ", or a list of such";
   value.json = {{"anyOf", OrderedJson::array({item.json, value.json})}};
-  value.read = [item, list = value.read](const YamlNode& node, const std::string& path, std::vector<T>& into, YamlReader& reader) {
+  value.read = [item, list = value.read](const YamlNode& node, const std::string& path, std::vector<T>& into,
+                                         YamlReader& reader) {
     if (node.is_sequence()) return list(node, path, into, reader);
     T one{};
     const bool good = item.read(node, path, one, reader);
@@ -209,7 +219,8 @@ Value<std::map<std::string, T>> map_of(const Value<T>& item, const std::string& 
   value.type = "map from " + keys + " to: " + item.type;
   value.json = {{"type", "object"}, {"additionalProperties", item.json}};
   value.pages = item.pages;
-  value.read = [item](const YamlNode& node, const std::string& path, std::map<std::string, T>& into, YamlReader& reader) {
+  value.read = [item](const YamlNode& node, const std::string& path, std::map<std::string, T>& into,
+                      YamlReader& reader) {
     if (!detail::expect_map(node, path, reader)) return false;
     bool good = true;
     for (const auto& entry : node.entries) {
@@ -241,7 +252,8 @@ public:
   Schema& field(std::string key, T S::*member, const Value<T>& value, std::string help, Options<T> options = {}) {
     auto standard = options.standard.empty() ? value.text(S{}.*member) : options.standard;
     return add(std::move(key), value, std::move(help), options.required, options.example, std::move(standard),
-               [member, read = value.read, check = options.check](const YamlNode& node, const std::string& path, S& into, YamlReader& reader) {
+               [member, read = value.read, check = options.check](const YamlNode& node, const std::string& path,
+                                                                  S& into, YamlReader& reader) {
                  if (!read(node, path, into.*member, reader)) return false;
                  return checked(check, into.*member, node, path, reader);
                });
@@ -249,9 +261,11 @@ public:
 
   /// A field that may be absent; the member then holds nothing.
   template <class T>
-  Schema& optional(std::string key, std::optional<T> S::*member, const Value<T>& value, std::string help, Options<T> options = {}) {
+  Schema& optional(std::string key, std::optional<T> S::*member, const Value<T>& value, std::string help,
+                   Options<T> options = {}) {
     return add(std::move(key), value, std::move(help), false, options.example, options.standard,
-               [member, read = value.read, check = options.check](const YamlNode& node, const std::string& path, S& into, YamlReader& reader) {
+               [member, read = value.read, check = options.check](const YamlNode& node, const std::string& path,
+                                                                  S& into, YamlReader& reader) {
                  T one{};
                  const bool good = read(node, path, one, reader) && checked(check, one, node, path, reader);
                  into.*member = std::move(one);
@@ -314,8 +328,8 @@ private:
   };
 
   template <class T>
-  static bool checked(const std::function<std::string(const T&)>& check, const T& value, const YamlNode& node, const std::string& path,
-                      YamlReader& reader) {
+  static bool checked(const std::function<std::string(const T&)>& check, const T& value, const YamlNode& node,
+                      const std::string& path, YamlReader& reader) {
     if (!check) return true;
     const auto wrong = check(value);
     if (!wrong.empty()) reader.complain(node, "E112", path, wrong);
@@ -323,8 +337,8 @@ private:
   }
 
   template <class T>
-  Schema& add(std::string key, const Value<T>& value, std::string help, bool required, const std::string& example, std::string standard,
-              Read read) {
+  Schema& add(std::string key, const Value<T>& value, std::string help, bool required, const std::string& example,
+              std::string standard, Read read) {
     page_.rows.push_back({key, value.type, required ? "required" : std::move(standard), example, help});
     auto json = value.json;
     json["description"] = std::move(help);

@@ -55,88 +55,123 @@ std::string positive(const double& value) { return value > 0 ? "" : "should be m
 const Schema<ClusterFile>& cluster_schema() {
   static const Schema<CardsEntry> cards =
       Schema<CardsEntry>("cards", "Equal cards of a node.")
-          .field("type", &CardsEntry::type, text(), "A card type of this file, or a shipped profile (`cpu`, `atom`, `atom-max`, `rebel100`, `h100`).")
+          .field("type", &CardsEntry::type, text(),
+                 "A card type of this file, or a shipped profile (`cpu`, `atom`, `atom-max`, `rebel100`, `h100`).")
           .field("count", &CardsEntry::count, whole<std::uint32_t>(1, 256), "Cards of this type on each host.")
           .optional("memory", &CardsEntry::memory, bytes(), "Card memory instead of the type's.",
-                    {.standard = "that of the type", .check = [](const std::uint64_t& n) { return n > 0 ? "" : "should be more than 0 B"; }})
-          .optional("threads", &CardsEntry::threads, whole<std::uint32_t>(1, 256), "Threads of one card instead of the type's (backend `cpu`).",
-                    {.standard = "that of the type"})
+                    {.standard = "that of the type",
+                     .check = [](const std::uint64_t& n) { return n > 0 ? "" : "should be more than 0 B"; }})
+          .optional("threads", &CardsEntry::threads, whole<std::uint32_t>(1, 256),
+                    "Threads of one card instead of the type's (backend `cpu`).", {.standard = "that of the type"})
           .field("compute_share", &CardsEntry::compute_share, number(0.001, 1000),
                  "Factor on the type's compute rate: how fast the card is beside its fellows.", {.example = "3"});
   static const Schema<NodesEntry> nodes =
       Schema<NodesEntry>("nodes", "Equal hosts. One `orrery node` process runs per host name.")
-          .field("hosts", &NodesEntry::hosts, text(), "Host names, as a host list.", {.required = true, .example = "npu[01-04]"})
-          .field("address", &NodesEntry::address, text(), "How to reach a host; `{host}` and `{index}` (from 0, in this entry) are replaced.",
+          .field("hosts", &NodesEntry::hosts, text(), "Host names, as a host list.",
+                 {.required = true, .example = "npu[01-04]"})
+          .field("address", &NodesEntry::address, text(),
+                 "How to reach a host; `{host}` and `{index}` (from 0, in this entry) are replaced.",
                  {.example = "10.0.0.{index}", .standard = "the host name"})
-          .field("cards", &NodesEntry::cards, one_or_list_of(object(cards), 64), "The host's cards, in order.", {.standard = "one card of type cpu"})
+          .field("cards", &NodesEntry::cards, one_or_list_of(object(cards), 64), "The host's cards, in order.",
+                 {.standard = "one card of type cpu"})
           .field("labels", &NodesEntry::labels, map_of(text(), "label"), "Free labels.", {.standard = "none"});
   static const Schema<LinkType> link_type =
       Schema<LinkType>("link type", "A kind of connection.")
-          .field("bandwidth", &LinkType::bandwidth, bytes_per_second(), "One direction.", {.required = true, .check = positive})
+          .field("bandwidth", &LinkType::bandwidth, bytes_per_second(), "One direction.",
+                 {.required = true, .check = positive})
           .field("latency", &LinkType::latency, seconds(), "Of one message, end to end.", {.required = true});
   static const Schema<LinkEntry> links =
-      Schema<LinkEntry>("links", "What connects the cards of a node (`within: node`), or the nodes (`between: nodes`).")
-          .optional("within", &LinkEntry::within, choice<Reach>({{"node", Reach::node}}), "The link between the cards of each node.")
-          .optional("between", &LinkEntry::between, choice<Reach>({{"nodes", Reach::nodes}}), "The link between nodes; the cards of a node share it.")
-          .field("type", &LinkEntry::type, text(), "A link type of this file.", {.standard = "none: write bandwidth and latency here"})
+      Schema<LinkEntry>("links",
+                        "What connects the cards of a node (`within: node`), or the nodes (`between: nodes`).")
+          .optional("within", &LinkEntry::within, choice<Reach>({{"node", Reach::node}}),
+                    "The link between the cards of each node.")
+          .optional("between", &LinkEntry::between, choice<Reach>({{"nodes", Reach::nodes}}),
+                    "The link between nodes; the cards of a node share it.")
+          .field("type", &LinkEntry::type, text(), "A link type of this file.",
+                 {.standard = "none: write bandwidth and latency here"})
           .optional("bandwidth", &LinkEntry::bandwidth, bytes_per_second(), "Instead of the type's.",
                     {.standard = "within: 8 GB/s, between: 1 GB/s", .check = positive})
-          .optional("latency", &LinkEntry::latency, seconds(), "Instead of the type's.", {.standard = "within: 20 us, between: 80 us"})
+          .optional("latency", &LinkEntry::latency, seconds(), "Instead of the type's.",
+                    {.standard = "within: 20 us, between: 80 us"})
           .field("shape", &LinkEntry::shape,
-                 choice<LinkShape>({{"mesh", LinkShape::mesh}, {"ports", LinkShape::ports}, {"ring", LinkShape::ring}, {"shared", LinkShape::shared}}),
-                 "`mesh`: a wire between every two; `ports`: one port each into a switch; `ring`: wires between neighbours; `shared`: one medium.");
+                 choice<LinkShape>({{"mesh", LinkShape::mesh},
+                                    {"ports", LinkShape::ports},
+                                    {"ring", LinkShape::ring},
+                                    {"shared", LinkShape::shared}}),
+                 "`mesh`: a wire between every two; `ports`: one port each into a switch; `ring`: wires between "
+                 "neighbours; `shared`: one medium.");
   static const Schema<LaunchSpec> launch =
       Schema<LaunchSpec>("launch", "How node processes are started.")
           .field("via", &LaunchSpec::via, choice<LaunchVia>({{"local", LaunchVia::local}, {"ssh", LaunchVia::ssh}}),
                  "`local`: all on this machine; `ssh`: one on each host.")
           .field("user", &LaunchSpec::user, text(), "Login name for ssh.", {.standard = "ssh's own"})
           .field("program", &LaunchSpec::program, text(), "The program on the hosts (ssh).")
-          .field("ready_timeout", &LaunchSpec::ready_timeout, seconds(), "Until every node has reported.", {.check = positive})
+          .field("ready_timeout", &LaunchSpec::ready_timeout, seconds(), "Until every node has reported.",
+                 {.check = positive})
           .field("stop_grace", &LaunchSpec::stop_grace, seconds(), "Between the polite and the hard stop.");
   static const Schema<ControlSpec> control =
       Schema<ControlSpec>("control", "The coordinator's control plane.")
           .field("listen", &ControlSpec::listen, text(), "HOST:PORT; port 0 means any free one.")
-          .field("token_file", &ControlSpec::token_file, text(), "File with the shared secret.", {.standard = "none"});
+          .field("token_file", &ControlSpec::token_file, text(), "File with the shared secret.",
+                 {.standard = "none"});
   static const Schema<DataSpec> data =
       Schema<DataSpec>("data", "The data plane between cards.")
           .field("transport", &DataSpec::transport,
-                 choice<DataTransport>({{"auto", DataTransport::automatic}, {"inproc", DataTransport::inproc}, {"ipc", DataTransport::ipc}, {"tcp", DataTransport::tcp}}),
+                 choice<DataTransport>({{"auto", DataTransport::automatic},
+                                        {"inproc", DataTransport::inproc},
+                                        {"ipc", DataTransport::ipc},
+                                        {"tcp", DataTransport::tcp}}),
                  "`auto`: inproc inside a process, ipc on one host, tcp between hosts.");
   static const Schema<ClusterFile> schema =
       Schema<ClusterFile>("Cluster", "Hosts, their cards and what connects them. The keys of `spec`:")
-          .field("card_types", &ClusterFile::card_types, map_of(object(card_profile_schema()), "name"), "Card types of this file.", {.standard = "the shipped ones"})
-          .field("link_types", &ClusterFile::link_types, map_of(object(link_type), "name"), "Link types of this file.", {.standard = "none"})
+          .field("card_types", &ClusterFile::card_types, map_of(object(card_profile_schema()), "name"),
+                 "Card types of this file.", {.standard = "the shipped ones"})
+          .field("link_types", &ClusterFile::link_types, map_of(object(link_type), "name"),
+                 "Link types of this file.", {.standard = "none"})
           .field("nodes", &ClusterFile::nodes, list_of(object(nodes), 4096), "The hosts.",
-                 {.required = true, .check = [](const std::vector<NodesEntry>& all) { return all.empty() ? "should name at least one host" : ""; }})
-          .field("links", &ClusterFile::links, list_of(object(links), 2), "Links within and between nodes.", {.standard = "within: 8 GB/s and 20 us, between: 1 GB/s and 80 us"})
-          .field("launch", &ClusterFile::launch, object(launch), "How nodes are started.", {.standard = "on this machine"})
-          .field("control", &ClusterFile::control, object(control), "The coordinator.", {.standard = "127.0.0.1, any port"})
+                 {.required = true,
+                  .check =
+                      [](const std::vector<NodesEntry>& all) {
+                        return all.empty() ? "should name at least one host" : "";
+                      }})
+          .field("links", &ClusterFile::links, list_of(object(links), 2), "Links within and between nodes.",
+                 {.standard = "within: 8 GB/s and 20 us, between: 1 GB/s and 80 us"})
+          .field("launch", &ClusterFile::launch, object(launch), "How nodes are started.",
+                 {.standard = "on this machine"})
+          .field("control", &ClusterFile::control, object(control), "The coordinator.",
+                 {.standard = "127.0.0.1, any port"})
           .field("data", &ClusterFile::data, object(data), "Between cards.", {.standard = "auto"});
   return schema;
 }
 
 std::string replaced(std::string text, const std::string& word, const std::string& by) {
-  for (auto at = text.find(word); at != std::string::npos; at = text.find(word, at + by.size())) text.replace(at, word.size(), by);
+  for (auto at = text.find(word); at != std::string::npos; at = text.find(word, at + by.size()))
+    text.replace(at, word.size(), by);
   return text;
 }
 
 /// Host lists, references and relations of a file, with complaints at their places.
 class Expander {
 public:
-  Expander(const YamlNode& spec, const ClusterFile& file, const CardTypes& shipped, YamlReader& reader, ClusterSpec& into)
+  Expander(const YamlNode& spec, const ClusterFile& file, const CardTypes& shipped, YamlReader& reader,
+           ClusterSpec& into)
       : spec_(spec), file_(file), shipped_(shipped), reader_(reader), into_(into) {}
 
   void run() {
-    for (std::size_t i = 0; i < file_.nodes.size(); ++i) add_nodes(file_.nodes[i], "nodes[" + std::to_string(i) + "]");
-    for (std::size_t i = 0; i < file_.links.size(); ++i) add_link(file_.links[i], "links[" + std::to_string(i) + "]");
+    for (std::size_t i = 0; i < file_.nodes.size(); ++i)
+      add_nodes(file_.nodes[i], "nodes[" + std::to_string(i) + "]");
+    for (std::size_t i = 0; i < file_.links.size(); ++i)
+      add_link(file_.links[i], "links[" + std::to_string(i) + "]");
     if (into_.data.transport == DataTransport::inproc && into_.nodes.size() > 1)
-      complain("data.transport", "E112", "should not be inproc for a cluster of several nodes: they are separate processes", "write auto");
+      complain("data.transport", "E112",
+               "should not be inproc for a cluster of several nodes: they are separate processes", "write auto");
     if (into_.launch.via == LaunchVia::ssh && into_.data.transport == DataTransport::ipc && into_.nodes.size() > 1)
       complain("data.transport", "E112", "should not be ipc between hosts", "write auto or tcp");
   }
 
 private:
-  void complain(const std::string& path, const std::string& code, const std::string& what, const std::string& hint = "") {
+  void complain(const std::string& path, const std::string& code, const std::string& what,
+                const std::string& hint = "") {
     reader_.complain(spec_.nearest(path), code, "spec." + path, what, hint);
   }
 
@@ -156,15 +191,20 @@ private:
         std::vector<std::string> known;
         for (const auto& [name, profile] : file_.card_types) known.push_back(name);
         for (const auto& [name, profile] : shipped_) known.push_back(name);
-        complain(here + ".type", "E201", "names the unknown card type '" + shown(one.type) + "'", suggestion(one.type, known));
+        complain(here + ".type", "E201", "names the unknown card type '" + shown(one.type) + "'",
+                 suggestion(one.type, known));
         continue;
       }
       auto& kept = into_.card_types[one.type];
       kept = *type;
       kept.name = one.type;
       if (one.threads && type->backend != Backend::cpu)
-        complain(here + ".threads", "E112", "is for cards of backend cpu, and '" + shown(one.type) + "' has backend " + std::string(name_of(type->backend)));
-      cards.insert(cards.end(), one.count, ClusterCard{one.type, one.memory.value_or(type->memory), one.threads.value_or(type->threads), one.compute_share});
+        complain(here + ".threads", "E112",
+                 "is for cards of backend cpu, and '" + shown(one.type) + "' has backend " +
+                     std::string(name_of(type->backend)));
+      cards.insert(cards.end(), one.count,
+                   ClusterCard{one.type, one.memory.value_or(type->memory), one.threads.value_or(type->threads),
+                               one.compute_share});
     }
     if (entry.hosts.empty()) return;
     const auto hosts = expand_hosts(entry.hosts);
@@ -183,7 +223,9 @@ private:
         continue;
       }
       card_count_ += cards.size();
-      const auto address = entry.address.empty() ? host : replaced(replaced(entry.address, "{host}", host), "{index}", std::to_string(i));
+      const auto address = entry.address.empty()
+                               ? host
+                               : replaced(replaced(entry.address, "{host}", host), "{index}", std::to_string(i));
       into_.nodes.push_back({host, address, cards, entry.labels});
     }
   }
@@ -194,7 +236,9 @@ private:
       return;
     }
     bool& seen = entry.within ? within_seen_ : between_seen_;
-    if (seen) complain(path, "E204", std::string("is the second link ") + (entry.within ? "within a node" : "between nodes"));
+    if (seen)
+      complain(path, "E204",
+               std::string("is the second link ") + (entry.within ? "within a node" : "between nodes"));
     seen = true;
     auto& link = entry.within ? into_.within_node : into_.between_nodes;
     if (!entry.type.empty()) {
@@ -253,7 +297,8 @@ std::size_t ClusterSpec::card_count() const {
   return count;
 }
 
-ClusterSpec read_cluster(const YamlNode& spec, const std::string& name, const CardTypes& shipped, YamlReader& reader) {
+ClusterSpec read_cluster(const YamlNode& spec, const std::string& name, const CardTypes& shipped,
+                         YamlReader& reader) {
   ClusterFile file;
   cluster_schema().read(spec, "spec", file, reader);
   ClusterSpec cluster;

@@ -36,10 +36,10 @@ struct Link {
 };
 
 struct ClusterCard {
-  std::string type;                // Key of ClusterSpec::card_types.
-  std::uint64_t memory = 0;        // Bytes, the hard budget.
-  std::uint32_t threads = 1;       // Backend cpu.
-  double compute_share = 1;        // Factor on the type's compute rate.
+  std::string type;           // Key of ClusterSpec::card_types.
+  std::uint64_t memory = 0;   // Bytes, the hard budget.
+  std::uint32_t threads = 1;  // Backend cpu.
+  double compute_share = 1;   // Factor on the type's compute rate.
 };
 
 struct ClusterNode {
@@ -54,9 +54,9 @@ std::string_view name_of(LaunchVia via);
 
 struct LaunchSpec {
   LaunchVia via = LaunchVia::local;
-  std::string user;                 // ssh: login name; empty: ssh's own choice.
-  std::string program = "orrery";   // ssh: the program on the hosts.
-  double ready_timeout = 60;        // Seconds.
+  std::string user;                // ssh: login name; empty: ssh's own choice.
+  std::string program = "orrery";  // ssh: the program on the hosts.
+  double ready_timeout = 60;       // Seconds.
   double stop_grace = 30;
 };
 
@@ -93,7 +93,8 @@ inline constexpr std::size_t card_count_max = 65'536;
 using CardTypes = std::map<std::string, CardProfile>;
 
 /// Reads the `spec` of a Cluster document; complains about everything that is wrong in it.
-ClusterSpec read_cluster(const YamlNode& spec, const std::string& name, const CardTypes& shipped, YamlReader& reader);
+ClusterSpec read_cluster(const YamlNode& spec, const std::string& name, const CardTypes& shipped,
+                         YamlReader& reader);
 
 OrderedJson cluster_json_schema();
 std::vector<SchemaPage> cluster_pages();

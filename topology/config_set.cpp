@@ -16,7 +16,8 @@ constexpr std::size_t file_count_max = 1000;
 
 std::string name_check(const std::string& name) {
   const bool good = !name.empty() && name.size() <= 63 && std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' ||
+           c == '.';
   });
   return good ? "" : "should be 1 to 63 letters, digits, '-', '_' or '.'";
 }
@@ -24,13 +25,17 @@ std::string name_check(const std::string& name) {
 const Schema<Metadata>& metadata_schema() {
   static const Schema<Metadata> schema =
       Schema<Metadata>("metadata", "Who a document is.")
-          .field("name", &Metadata::name, text(), "How other documents refer to this one.", {.required = true, .check = name_check})
+          .field("name", &Metadata::name, text(), "How other documents refer to this one.",
+                 {.required = true, .check = name_check})
           .field("labels", &Metadata::labels, map_of(text(), "label"), "Free labels.", {.standard = "none"})
-          .field("annotations", &Metadata::annotations, map_of(text(), "name"), "Free notes.", {.standard = "none"});
+          .field("annotations", &Metadata::annotations, map_of(text(), "name"), "Free notes.",
+                 {.standard = "none"});
   return schema;
 }
 
-std::string place_of(const YamlNode& node) { return node.file() + (node.line > 0 ? ":" + std::to_string(node.line) : ""); }
+std::string place_of(const YamlNode& node) {
+  return node.file() + (node.line > 0 ? ":" + std::to_string(node.line) : "");
+}
 
 template <class T>
 std::vector<std::string> names_in(const std::map<std::string, T>& table) {
@@ -48,7 +53,8 @@ std::string joined_names(const std::vector<std::string>& names) {
 }  // namespace
 
 const std::vector<std::string>& known_kinds() {
-  static const std::vector<std::string> kinds{"Cluster", "CardProfile", "Model", "Deployment", "Experiment", "Scenario", "Plan"};
+  static const std::vector<std::string> kinds{"Cluster",    "CardProfile", "Model", "Deployment",
+                                              "Experiment", "Scenario",    "Plan"};
   return kinds;
 }
 
@@ -57,7 +63,8 @@ const YamlNode& Document::spec() const { return root.nearest("spec"); }
 /// Fills a ConfigSet, in the order that references need: cards, clusters, models, deployments.
 class ConfigSet::Loader {
 public:
-  Loader(const ConfigOptions& options, ConfigSet& into) : options_(options), into_(into), reader_(into.findings_, options.environment) {}
+  Loader(const ConfigOptions& options, ConfigSet& into)
+      : options_(options), into_(into), reader_(into.findings_, options.environment) {}
 
   void run() {
     for (const auto& input : options_.inputs) read_input(input);
@@ -71,9 +78,12 @@ public:
         profile.name = document.name;
       }
     for (const auto& document : into_.documents_) {
-      if (document.kind == "Cluster") into_.clusters_[document.name] = read_cluster(document.spec(), document.name, into_.card_types_, reader_);
-      if (document.kind == "Model") into_.models_[document.name] = read_model(document.spec(), document.name, reader_);
-      if (document.kind == "Deployment") into_.deployments_[document.name] = read_deployment(document.spec(), document.name, reader_);
+      if (document.kind == "Cluster")
+        into_.clusters_[document.name] = read_cluster(document.spec(), document.name, into_.card_types_, reader_);
+      if (document.kind == "Model")
+        into_.models_[document.name] = read_model(document.spec(), document.name, reader_);
+      if (document.kind == "Deployment")
+        into_.deployments_[document.name] = read_deployment(document.spec(), document.name, reader_);
     }
     check_references();
   }
@@ -110,13 +120,15 @@ private:
   std::vector<std::string> yaml_files_in(const std::string& folder) {
     std::vector<std::string> files;
     std::error_code failed;
-    for (std::filesystem::recursive_directory_iterator at(folder, failed), end; !failed && at != end; at.increment(failed)) {
+    for (std::filesystem::recursive_directory_iterator at(folder, failed), end; !failed && at != end;
+         at.increment(failed)) {
       const auto& path = at->path();
       if (path.filename().string().starts_with('.')) {
         if (at->is_directory(failed)) at.disable_recursion_pending();
         continue;
       }
-      if ((path.extension() == ".yaml" || path.extension() == ".yml") && at->is_regular_file(failed)) files.push_back(path.string());
+      if ((path.extension() == ".yaml" || path.extension() == ".yml") && at->is_regular_file(failed))
+        files.push_back(path.string());
       if (files.size() > file_count_max) {
         complain_about(folder, "E107", "the folder holds more than 1000 .yaml files", "name the files");
         break;
@@ -145,7 +157,8 @@ private:
     const auto* metadata = node.find("metadata");
     bool good = true;
     if (version == nullptr && kind == nullptr) {
-      reader.complain(node, "E109", "", "this is no Orrery document: it has neither apiVersion nor kind", "it should begin with 'apiVersion: orrery/v1'");
+      reader.complain(node, "E109", "", "this is no Orrery document: it has neither apiVersion nor kind",
+                      "it should begin with 'apiVersion: orrery/v1'");
       return std::nullopt;
     }
     if (version == nullptr) {
@@ -159,7 +172,8 @@ private:
       reader.complain(node, "E104", "kind", "is missing", "known: " + joined_names(known_kinds()));
       good = false;
     } else if (std::find(known_kinds().begin(), known_kinds().end(), kind->text) == known_kinds().end()) {
-      reader.complain(*kind, "E109", "kind", "'" + shown(kind->text) + "' is not known", suggestion(kind->text, known_kinds()));
+      reader.complain(*kind, "E109", "kind", "'" + shown(kind->text) + "' is not known",
+                      suggestion(kind->text, known_kinds()));
       good = false;
     } else {
       document.kind = kind->text;
@@ -188,7 +202,8 @@ private:
     for (const auto& other : into_.documents_)
       if (other.kind == document.kind && other.name == document.name) {
         reader_.complain(document.root.nearest("metadata.name"), "E202", "metadata.name",
-                         "'" + shown(document.name) + "' is taken: another " + document.kind + " has it at " + place_of(other.root.nearest("metadata.name")));
+                         "'" + shown(document.name) + "' is taken: another " + document.kind + " has it at " +
+                             place_of(other.root.nearest("metadata.name")));
         return;
       }
     into_.documents_.push_back(std::move(document));
@@ -207,7 +222,10 @@ private:
     const auto first = path.substr(0, path.find_first_of(".["));
     const auto value = read_yaml_value(source, text.substr(equals + 1), into_.findings_);
     const std::vector<std::pair<std::string, std::vector<std::string>>> owners{
-        {"Cluster", cluster_keys()}, {"Model", model_keys()}, {"Deployment", deployment_keys()}, {"CardProfile", card_profile_schema().keys()}};
+        {"Cluster", cluster_keys()},
+        {"Model", model_keys()},
+        {"Deployment", deployment_keys()},
+        {"CardProfile", card_profile_schema().keys()}};
     std::string kind;
     std::vector<std::string> all_keys;
     for (const auto& [name, keys] : owners) {
@@ -217,7 +235,8 @@ private:
     std::size_t count = 0;
     const auto set_in = [&](Document& document) {
       ++count;
-      if (auto done = set_value(document.root, "spec." + path, value); !done.ok()) complain_about(source, "E205", done.error().message);
+      if (auto done = set_value(document.root, "spec." + path, value); !done.ok())
+        complain_about(source, "E205", done.error().message);
     };
     for (auto& document : into_.documents_) {
       const bool other = document.kind == "Experiment" || document.kind == "Scenario";
@@ -225,11 +244,13 @@ private:
     }
     if (count == 0 && kind == "Deployment") {
       Findings none;
-      auto documents = read_yaml(source, "{apiVersion: orrery/v1, kind: Deployment, metadata: {name: default}, spec: {}}", none);
+      auto documents =
+          read_yaml(source, "{apiVersion: orrery/v1, kind: Deployment, metadata: {name: default}, spec: {}}", none);
       into_.documents_.push_back({"Deployment", "default", {}, std::move(documents.front())});
       set_in(into_.documents_.back());
     } else if (count == 0 && kind.empty()) {
-      complain_about(source, "E205", "no document has the key '" + shown(first) + "' in its spec", suggestion(first, all_keys));
+      complain_about(source, "E205", "no document has the key '" + shown(first) + "' in its spec",
+                     suggestion(first, all_keys));
     } else if (count == 0) {
       complain_about(source, "E205", "there is no " + kind + " document to set it in");
     }
@@ -271,10 +292,12 @@ private:
     if (cluster_missing)
       for (const auto& document : shipped_documents("clusters"))
         if (document.kind == "Cluster" && !is_own(document))
-          into_.shipped_clusters_[document.name] = read_cluster(document.spec(), document.name, into_.card_types_, reader_);
+          into_.shipped_clusters_[document.name] =
+              read_cluster(document.spec(), document.name, into_.card_types_, reader_);
     if (model_missing)
       for (const auto& document : shipped_documents("models"))
-        if (document.kind == "Model" && !is_own(document)) into_.shipped_models_[document.name] = read_model(document.spec(), document.name, reader_);
+        if (document.kind == "Model" && !is_own(document))
+          into_.shipped_models_[document.name] = read_model(document.spec(), document.name, reader_);
     for (const auto& document : into_.documents_) {
       if (document.kind != "Deployment") continue;
       const auto& deployment = into_.deployments_.at(document.name);
@@ -284,12 +307,13 @@ private:
   }
 
   template <class T>
-  void check_reference(const Document& document, const std::string& key, const std::string& name, const std::map<std::string, T>& own,
-                       const std::map<std::string, T>& shipped) {
+  void check_reference(const Document& document, const std::string& key, const std::string& name,
+                       const std::map<std::string, T>& own, const std::map<std::string, T>& shipped) {
     if (name.empty() || own.contains(name) || shipped.contains(name)) return;
     auto known = names_in(own);
     for (const auto& other : names_in(shipped)) known.push_back(other);
-    reader_.complain(document.root.nearest("spec." + key), "E201", "spec." + key, "names the unknown " + key + " '" + shown(name) + "'",
+    reader_.complain(document.root.nearest("spec." + key), "E201", "spec." + key,
+                     "names the unknown " + key + " '" + shown(name) + "'",
                      known.empty() ? "add its file with -f" : suggestion(name, known));
   }
 
@@ -306,13 +330,16 @@ ConfigSet ConfigSet::read(const ConfigOptions& options) {
 }
 
 Result<Resolved> ConfigSet::resolve(const std::string& deployment) const {
-  const auto wrong = [](std::string message, std::string hint) { return Error{ErrorCode::invalid_config, std::move(message), std::move(hint)}; };
+  const auto wrong = [](std::string message, std::string hint) {
+    return Error{ErrorCode::invalid_config, std::move(message), std::move(hint)};
+  };
   if (!ok()) return error_of(findings_);
   Resolved resolved;
   if (!deployment.empty()) {
     const auto found = deployments_.find(deployment);
     if (found == deployments_.end())
-      return wrong("there is no Deployment '" + shown(deployment) + "'", suggestion(deployment, names_in(deployments_)));
+      return wrong("there is no Deployment '" + shown(deployment) + "'",
+                   suggestion(deployment, names_in(deployments_)));
     resolved.deployment = found->second;
   } else if (deployments_.size() > 1) {
     return wrong("the files hold several Deployments: " + joined_names(names_in(deployments_)), "name one");
@@ -321,14 +348,17 @@ Result<Resolved> ConfigSet::resolve(const std::string& deployment) const {
   } else {
     resolved.deployment.name = "default";
   }
-  const auto choose = [&](const std::string& what, const std::string& name, const auto& own, const auto& shipped, auto& into) -> Status {
+  const auto choose = [&](const std::string& what, const std::string& name, const auto& own, const auto& shipped,
+                          auto& into) -> Status {
     if (!name.empty()) {
       const auto found = own.find(name);
       into = found != own.end() ? found->second : shipped.at(name);
       return Done{};
     }
     if (own.empty()) return wrong("the files hold no " + what, "add one with -f");
-    if (own.size() > 1) return wrong("the files hold several " + what + "s: " + joined_names(names_in(own)), "add a Deployment that names one");
+    if (own.size() > 1)
+      return wrong("the files hold several " + what + "s: " + joined_names(names_in(own)),
+                   "add a Deployment that names one");
     into = own.begin()->second;
     return Done{};
   };

@@ -21,9 +21,9 @@ struct StageDemand {
   StageKind kind = StageKind::denoiser;
   /// Slices V of the component (base/slice_tree.hpp). 1: cannot be split over cards.
   std::uint32_t slices = 1;
-  std::uint32_t blocks = 0;   // Transformer blocks; 0 when not a transformer.
-  std::uint64_t rows = 0;     // Tokens (denoiser: video tokens; text encoder: text tokens).
-  std::uint64_t width = 0;    // Hidden size.
+  std::uint32_t blocks = 0;  // Transformer blocks; 0 when not a transformer.
+  std::uint64_t rows = 0;    // Tokens (denoiser: video tokens; text encoder: text tokens).
+  std::uint64_t width = 0;   // Hidden size.
   std::uint64_t text_rows = 0;
   /// Whether tokens may be split with all-to-all around attention (Ulysses).
   bool sequence_split = false;
@@ -51,9 +51,9 @@ struct StageDemand {
 };
 
 struct Demand {
-  std::string model;       // Name, for messages.
-  std::string dtype;       // "float32" or "bfloat16".
-  std::uint64_t latent_bytes = 0;  // One f32 latent: exchanged between branches, kept at each step.
+  std::string model;                // Name, for messages.
+  std::string dtype;                // "float32" or "bfloat16".
+  std::uint64_t latent_bytes = 0;   // One f32 latent: exchanged between branches, kept at each step.
   std::vector<StageDemand> stages;  // In pipeline order.
 };
 

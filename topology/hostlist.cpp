@@ -25,11 +25,13 @@ Error wrong(std::string message, std::string hint = "write e.g. npu[01-04,07]") 
 }
 
 bool all_digits(std::string_view text) {
-  return !text.empty() && text.size() <= 9 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return !text.empty() && text.size() <= 9 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 bool fits_a_name(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' ||
+         c == '_';
 }
 
 Result<std::vector<Range>> ranges_of(std::string_view inside) {
@@ -41,7 +43,8 @@ Result<std::vector<Range>> ranges_of(std::string_view inside) {
     const auto dash = item.find('-');
     const auto first = item.substr(0, dash);
     const auto last = dash == std::string_view::npos ? first : item.substr(dash + 1);
-    if (!all_digits(first) || !all_digits(last)) return wrong("has '" + shown(item) + "' in brackets, which is no number or range");
+    if (!all_digits(first) || !all_digits(last))
+      return wrong("has '" + shown(item) + "' in brackets, which is no number or range");
     Range range{std::stoull(std::string(first)), std::stoull(std::string(last)), first.size()};
     if (range.last < range.first) return wrong("has the range '" + shown(item) + "', which runs backward");
     if (first.size() > 1 && first[0] == '0' && last.size() != first.size())
@@ -61,7 +64,9 @@ Status expand_one(std::string_view text, std::vector<std::string>& names) {
     const auto open = text.find('[');
     Part part{std::string(text.substr(0, open)), {}};
     for (const char c : part.literal)
-      if (!fits_a_name(c)) return wrong("has the character '" + shown(std::string_view(&c, 1)) + "' in a host name", "letters, digits, '-', '.', '_'");
+      if (!fits_a_name(c))
+        return wrong("has the character '" + shown(std::string_view(&c, 1)) + "' in a host name",
+                     "letters, digits, '-', '.', '_'");
     if (open == std::string_view::npos) {
       parts.push_back(std::move(part));
       break;

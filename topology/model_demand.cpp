@@ -26,7 +26,8 @@ StageDemand text_encoder_of(const TextEncoderGeometry& g, const Inside& in, std:
   stage.kind = StageKind::text_encoder;
   stage.slices = std::gcd(slices, g.num_heads);
   stage.blocks = g.num_layers;
-  const double rows = in.text_tokens * in.branches, width = g.d_model, inner = static_cast<double>(g.num_heads) * g.d_kv, hidden = g.d_ff;
+  const double rows = in.text_tokens * in.branches, width = g.d_model,
+               inner = static_cast<double>(g.num_heads) * g.d_kv, hidden = g.d_ff;
   stage.rows = rounded(rows);
   stage.width = g.d_model;
   stage.text_rows = rounded(in.text_tokens);
@@ -60,14 +61,21 @@ StageDemand denoiser_of(const TransformerGeometry& g, const Inside& in, std::uin
   stage.weight_bytes_sliced =
       rounded(layers * ((6 + 2 * g.mlp_ratio) * width * width + 2 * width * g.text_embed_dim) * in.element_bytes);
   const double embeddings = (g.in_channels + 1 + g.out_channels) * patch * width + 4 * width * width + width;
-  const double positions = (g.max_size[0] / std::max(1U, g.patch_size[0]) + g.max_size[1] / g.patch_size[1] + g.max_size[2] / g.patch_size[2]) * width;
-  stage.weight_bytes_replicated = rounded((layers * 12 * g.adaln_lora_dim * width + 3 * g.adaln_lora_dim * width + embeddings) * in.element_bytes + positions * 4);
+  const double positions = (g.max_size[0] / std::max(1U, g.patch_size[0]) + g.max_size[1] / g.patch_size[1] +
+                            g.max_size[2] / g.patch_size[2]) *
+                           width;
+  stage.weight_bytes_replicated = rounded(
+      (layers * 12 * g.adaln_lora_dim * width + 3 * g.adaln_lora_dim * width + embeddings) * in.element_bytes +
+      positions * 4);
   // Gathered norm output and f32 partial sums are whole on every card; residual, positions, q, k, v, attention
   // output and MLP hidden are shared out. Rotation tables are f32.
-  stage.activation_bytes_fixed = rounded(tokens * width * (in.element_bytes + 4) + tokens * g.attention_head_dim * 8);
-  stage.activation_bytes_split = rounded(tokens * width * in.element_bytes * (6 + g.mlp_ratio) + layers * 2 * text * width * in.element_bytes);
-  stage.flops_linear = layers * (2 * tokens * (6 + 2 * g.mlp_ratio) * width * width + 4 * text * width * g.text_embed_dim) +
-                       2 * tokens * (g.in_channels + 1 + g.out_channels) * patch * width;
+  stage.activation_bytes_fixed =
+      rounded(tokens * width * (in.element_bytes + 4) + tokens * g.attention_head_dim * 8);
+  stage.activation_bytes_split =
+      rounded(tokens * width * in.element_bytes * (6 + g.mlp_ratio) + layers * 2 * text * width * in.element_bytes);
+  stage.flops_linear =
+      layers * (2 * tokens * (6 + 2 * g.mlp_ratio) * width * width + 4 * text * width * g.text_embed_dim) +
+      2 * tokens * (g.in_channels + 1 + g.out_channels) * patch * width;
   stage.flops_attention = layers * (4 * tokens * tokens * width + 4 * tokens * text * width);
   stage.gather_element_bytes = static_cast<std::uint32_t>(in.element_bytes);
   return stage;
@@ -128,19 +136,26 @@ StageDemand decoder_of(const VaeGeometry& g, const Inside& in) {
 }  // namespace
 
 RequestShape shape_of(const RequestDefaults& defaults) {
-  return {defaults.size, defaults.num_frames, defaults.num_inference_steps, defaults.guidance_scale > 1, defaults.max_text_tokens};
+  return {defaults.size, defaults.num_frames, defaults.num_inference_steps, defaults.guidance_scale > 1,
+          defaults.max_text_tokens};
 }
 
 Result<Demand> demand_of(const ModelSpec& model, const RequestShape& shape) {
   if (!model.geometry)
-    return Error{ErrorCode::invalid_config, model.file + ": model '" + model.name + "' has no geometry", "add spec.geometry, or its weights"};
+    return Error{ErrorCode::invalid_config, model.file + ": model '" + model.name + "' has no geometry",
+                 "add spec.geometry, or its weights"};
   const auto& g = *model.geometry;
-  const auto wrong = [&](std::string message, std::string hint) { return Error{ErrorCode::invalid_request, std::move(message), std::move(hint)}; };
+  const auto wrong = [&](std::string message, std::string hint) {
+    return Error{ErrorCode::invalid_request, std::move(message), std::move(hint)};
+  };
   const auto in_space = g.vae.spatial_compression_ratio, in_time = g.vae.temporal_compression_ratio;
-  if (g.transformer.patch_size.size() != 3 || g.transformer.max_size.size() != 3 || g.vae.decode_block_out_channels.size() < 2)
+  if (g.transformer.patch_size.size() != 3 || g.transformer.max_size.size() != 3 ||
+      g.vae.decode_block_out_channels.size() < 2)
     return Error{ErrorCode::invalid_config, "model '" + model.name + "' has an incomplete geometry"};
-  const auto step_width = in_space * g.transformer.patch_size[2], step_height = in_space * g.transformer.patch_size[1];
-  if (shape.size.width == 0 || shape.size.height == 0 || shape.size.width % step_width != 0 || shape.size.height % step_height != 0)
+  const auto step_width = in_space * g.transformer.patch_size[2],
+             step_height = in_space * g.transformer.patch_size[1];
+  if (shape.size.width == 0 || shape.size.height == 0 || shape.size.width % step_width != 0 ||
+      shape.size.height % step_height != 0)
     return wrong("a frame of " + text_of(shape.size) + " does not fit model '" + model.name + "'",
                  "use multiples of " + std::to_string(step_width) + " by " + std::to_string(step_height));
   if (shape.num_frames % in_time != 1 % in_time)
@@ -151,7 +166,8 @@ Result<Demand> demand_of(const ModelSpec& model, const RequestShape& shape) {
   in.latent_height = shape.size.height / in_space;
   in.latent_width = shape.size.width / in_space;
   in.video_tokens = in.latent_frames * in.latent_height * in.latent_width /
-                    (static_cast<double>(g.transformer.patch_size[0]) * g.transformer.patch_size[1] * g.transformer.patch_size[2]);
+                    (static_cast<double>(g.transformer.patch_size[0]) * g.transformer.patch_size[1] *
+                     g.transformer.patch_size[2]);
   in.text_tokens = shape.max_text_tokens;
   in.branches = shape.guided ? 2 : 1;
   in.element_bytes = static_cast<double>(size_of(model.dtype));
@@ -159,12 +175,14 @@ Result<Demand> demand_of(const ModelSpec& model, const RequestShape& shape) {
   demand.model = model.name;
   demand.dtype = model.dtype_name();
   demand.latent_bytes = rounded(in.latent_frames * in.latent_height * in.latent_width * g.vae.latent_channels * 4);
-  demand.stages = {text_encoder_of(g.text_encoder, in, model.slices), denoiser_of(g.transformer, in, model.slices, shape.num_inference_steps),
-                   decoder_of(g.vae, in)};
+  demand.stages = {text_encoder_of(g.text_encoder, in, model.slices),
+                   denoiser_of(g.transformer, in, model.slices, shape.num_inference_steps), decoder_of(g.vae, in)};
   for (const auto& stage : demand.stages) {
-    const double bytes = static_cast<double>(stage.weight_bytes_sliced) + static_cast<double>(stage.weight_bytes_replicated) +
-                         static_cast<double>(stage.activation_bytes_fixed) + static_cast<double>(stage.activation_bytes_split);
-    if (!(bytes < figure_max)) return wrong("the request is too large for any cluster", "ask for fewer or smaller frames");
+    const double bytes =
+        static_cast<double>(stage.weight_bytes_sliced) + static_cast<double>(stage.weight_bytes_replicated) +
+        static_cast<double>(stage.activation_bytes_fixed) + static_cast<double>(stage.activation_bytes_split);
+    if (!(bytes < figure_max))
+      return wrong("the request is too large for any cluster", "ask for fewer or smaller frames");
   }
   return demand;
 }

@@ -95,7 +95,8 @@ struct ModelSpec {
 /// variables replaced, relative paths resolved against the YAML file's folder. Does not look at the disk.
 /// Fails with invalid_config naming the file, line and variable.
 Result<std::string> folder_of(const ModelSpec& model, const Environment& environment = process_environment());
-Result<std::string> component_folder_of(const ModelSpec& model, const std::string& component, const Environment& environment = process_environment());
+Result<std::string> component_folder_of(const ModelSpec& model, const std::string& component,
+                                        const Environment& environment = process_environment());
 
 ModelSpec read_model(const YamlNode& spec, const std::string& name, YamlReader& reader);
 

@@ -32,9 +32,13 @@ std::string Plan::canonical() const {
       for (const auto& rank : group.ranks) ranks.push_back(OrderedJson::array({rank.card, rank.slices}));
       groups.push_back(std::move(ranks));
     }
-    stages_json.push_back({{"kind", name_of(stage.kind)}, {"split", name_of(stage.split)}, {"slices", stage.slices}, {"groups", std::move(groups)}});
+    stages_json.push_back({{"kind", name_of(stage.kind)},
+                           {"split", name_of(stage.split)},
+                           {"slices", stage.slices},
+                           {"groups", std::move(groups)}});
   }
-  const OrderedJson all{{"cluster", cluster}, {"model", model}, {"cards", std::move(cards_json)}, {"stages", std::move(stages_json)}};
+  const OrderedJson all{
+      {"cluster", cluster}, {"model", model}, {"cards", std::move(cards_json)}, {"stages", std::move(stages_json)}};
   return all.dump(-1, ' ', true, OrderedJson::error_handler_t::replace);
 }
 

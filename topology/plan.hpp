@@ -17,16 +17,16 @@ namespace orrery::topology {
 
 /// How a group shares one forward pass.
 enum class Split : std::uint8_t {
-  tensor,    // Each card owns slices of every matrix; residual rows are shared out too (reduce-scatter, all-gather).
+  tensor,  // Each card owns slices of every matrix; residual rows are shared out too (reduce-scatter, all-gather).
   sequence,  // Each card owns token rows and all weights; heads change hands around attention (Ulysses).
 };
 std::string_view name_of(Split split);
 
 /// One card of the cluster, in the plan's numbering (the index in `Plan::cards`).
 struct PlannedCard {
-  std::string node;          // Host name as in the cluster file.
-  std::uint32_t index = 0;   // Within the node.
-  std::string type;          // Card profile.
+  std::string node;         // Host name as in the cluster file.
+  std::uint32_t index = 0;  // Within the node.
+  std::string type;         // Card profile.
   std::uint64_t memory_bytes = 0;
   double relative_compute = 1;  // To the slowest card's effective compute rate.
   std::uint32_t threads = 1;    // For backend cpu.
@@ -34,7 +34,7 @@ struct PlannedCard {
 
 /// One rank of a group: a card and what it owns.
 struct PlannedRank {
-  std::uint32_t card = 0;               // Index in Plan::cards.
+  std::uint32_t card = 0;  // Index in Plan::cards.
   /// Owned slices, ascending, never empty. Token rows are shared out in the same proportion, at whatever size
   /// a request has (base/row_split.hpp), in both splits.
   std::vector<std::uint32_t> slices;
@@ -65,7 +65,7 @@ struct MemoryBill {
 };
 
 struct LinkLoad {
-  std::string from, to;           // Node names; equal for within a node.
+  std::string from, to;  // Node names; equal for within a node.
   std::string link_type;
   std::uint64_t bytes_per_step = 0;
   double seconds_per_step = 0;
@@ -73,7 +73,7 @@ struct LinkLoad {
 
 struct PredictedStage {
   StageKind kind = StageKind::denoiser;
-  double compute_seconds = 0;   // One step (denoiser) or the whole stage.
+  double compute_seconds = 0;  // One step (denoiser) or the whole stage.
   double exchange_seconds = 0;
   double total_seconds() const { return compute_seconds + exchange_seconds; }
 };
@@ -90,7 +90,7 @@ struct Plan {
   std::vector<MemoryBill> bills;     // One per card.
   std::vector<LinkLoad> links;
   std::vector<PredictedStage> predicted;
-  std::uint32_t steps = 1;             // Denoising steps that the prediction counts.
+  std::uint32_t steps = 1;  // Denoising steps that the prediction counts.
   double predicted_video_seconds = 0;
   /// No plan for these cards and this work can be faster: perfect sharing, free exchange.
   double lower_bound_seconds = 0;

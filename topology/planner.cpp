@@ -19,6 +19,8 @@ namespace orrery::topology {
 namespace {
 
 using Cards = std::vector<std::uint32_t>;
+/// Bytes left, by card.
+using Memory = std::vector<std::uint64_t>;
 
 /// Placements compared one by one; above that, candidates.
 constexpr std::size_t exhaustive_max = 6000;
@@ -39,7 +41,8 @@ std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dt
     for (const auto& card : cluster.nodes[node].cards) {
       const auto& type = cluster.type_of(card);
       const double rate = std::max(type.compute_of(dtype) * card.compute_share, 1.0);
-      views.push_back({node, rate * type.efficiency.linear, rate * type.efficiency.attention, std::max(type.memory_bandwidth, 1.0), card.memory, card.type});
+      views.push_back({node, rate * type.efficiency.linear, rate * type.efficiency.attention,
+                       std::max(type.memory_bandwidth, 1.0), card.memory, card.type});
     }
   return views;
 }
@@ -55,15 +58,19 @@ std::uint64_t part_of(std::uint64_t bytes, std::uint64_t part, std::uint64_t who
 std::uint64_t owned(const PlannedRank& rank) { return rank.slices.size(); }
 
 /// Memory of one rank that owns `slices` of its group of `ranks`.
-MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices, std::uint64_t ranks, bool two_groups) {
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices,
+                     std::uint64_t ranks, bool two_groups) {
   const std::uint64_t whole = std::max(1U, stage.slices);
   MemoryBill bill;
-  bill.weights = stage.weight_bytes_replicated + (split == Split::tensor ? part_of(stage.weight_bytes_sliced, slices, whole) : stage.weight_bytes_sliced);
+  bill.weights =
+      stage.weight_bytes_replicated +
+      (split == Split::tensor ? part_of(stage.weight_bytes_sliced, slices, whole) : stage.weight_bytes_sliced);
   bill.activations = stage.activation_bytes_fixed + part_of(stage.activation_bytes_split, slices, whole);
   if (ranks > 1) {
     const auto row_bytes = part_of(stage.rows, slices, whole) * stage.width;
     // Partial sums of the others for the own rows; or tokens and heads in flight both ways.
-    bill.buffers = split == Split::tensor ? row_bytes * stage.reduce_element_bytes * (ranks - 1) : 2 * row_bytes * stage.gather_element_bytes;
+    bill.buffers = split == Split::tensor ? row_bytes * stage.reduce_element_bytes * (ranks - 1)
+                                          : 2 * row_bytes * stage.gather_element_bytes;
   }
   if (two_groups) bill.buffers += 2 * demand.latent_bytes;
   return bill;
@@ -73,7 +80,12 @@ MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split
 class Traffic {
 public:
   Traffic(const ClusterSpec& cluster, const std::vector<CardView>& views)
-      : cluster_(cluster), views_(views), card_in_(views.size()), card_out_(views.size()), node_in_(cluster.nodes.size()), node_out_(cluster.nodes.size()) {}
+      : cluster_(cluster),
+        views_(views),
+        card_in_(views.size()),
+        card_out_(views.size()),
+        node_in_(cluster.nodes.size()),
+        node_out_(cluster.nodes.size()) {}
 
   void add(std::uint32_t from, std::uint32_t to, double bytes) {
     const auto a = views_[from].node, b = views_[to].node;
@@ -93,13 +105,16 @@ public:
   /// Until the last byte has passed the busiest port.
   double seconds() const {
     double within = 0, between = 0, within_pair = 0, between_pair = 0;
-    for (const auto& [key, bytes] : pairs_) (std::get<2>(key) ? within_pair : between_pair) = std::max(std::get<2>(key) ? within_pair : between_pair, bytes);
+    for (const auto& [key, bytes] : pairs_)
+      (std::get<2>(key) ? within_pair : between_pair) =
+          std::max(std::get<2>(key) ? within_pair : between_pair, bytes);
     for (std::size_t i = 0; i < card_in_.size(); ++i) within = std::max({within, card_in_[i], card_out_[i]});
     for (std::size_t i = 0; i < node_in_.size(); ++i) between = std::max({between, node_in_[i], node_out_[i]});
     double shared = 0;
     for (const auto& [node, bytes] : within_total_) shared = std::max(shared, bytes);
     std::size_t cards_most = 1;
-    for (const auto& [node, bytes] : within_total_) cards_most = std::max(cards_most, cluster_.nodes[node].cards.size());
+    for (const auto& [node, bytes] : within_total_)
+      cards_most = std::max(cards_most, cluster_.nodes[node].cards.size());
     return std::max(of_shape(cluster_.within_node, within, within_pair, shared, cards_most),
                     of_shape(cluster_.between_nodes, between, between_pair, between_total_, cluster_.nodes.size()));
   }
@@ -136,14 +151,22 @@ void flows_of(const StageDemand& stage, const PlannedGroup& group, Collective co
   const double width = static_cast<double>(stage.width), slices = std::max(1U, stage.slices);
   for (std::size_t from = 0; from < shares.size(); ++from) {
     double pieces = 1;
-    if (collective == Collective::reduce_scatter) pieces = static_cast<double>(pieces_of(group.ranks[from].slices, stage.slices).size());
+    if (collective == Collective::reduce_scatter)
+      pieces = static_cast<double>(pieces_of(group.ranks[from].slices, stage.slices).size());
     for (std::size_t to = 0; to < shares.size(); ++to) {
       if (from == to) continue;
       double bytes = 0;
       switch (collective) {
-        case Collective::reduce_scatter: bytes = static_cast<double>(rows[to].count()) * width * stage.reduce_element_bytes * pieces; break;
-        case Collective::all_gather: bytes = static_cast<double>(rows[from].count()) * width * stage.gather_element_bytes; break;
-        case Collective::all_to_all: bytes = static_cast<double>(rows[from].count()) * width * (shares[to] / slices) * stage.gather_element_bytes; break;
+        case Collective::reduce_scatter:
+          bytes = static_cast<double>(rows[to].count()) * width * stage.reduce_element_bytes * pieces;
+          break;
+        case Collective::all_gather:
+          bytes = static_cast<double>(rows[from].count()) * width * stage.gather_element_bytes;
+          break;
+        case Collective::all_to_all:
+          bytes =
+              static_cast<double>(rows[from].count()) * width * (shares[to] / slices) * stage.gather_element_bytes;
+          break;
       }
       add(group.ranks[from].card, group.ranks[to].card, bytes);
     }
@@ -172,19 +195,24 @@ double latency_of(const ClusterSpec& cluster, const std::vector<CardView>& views
   return most;
 }
 
-PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>& views, const Demand& demand, const StageDemand& stage, const PlannedStage& placed) {
+PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>& views, const Demand& demand,
+                         const StageDemand& stage, const PlannedStage& placed) {
   PredictedStage result;
   result.kind = stage.kind;
-  const double whole = std::max(1U, stage.slices), branches = placed.groups.size() > 1 ? 1 : std::max(1U, stage.branches);
+  const double whole = std::max(1U, stage.slices),
+               branches = placed.groups.size() > 1 ? 1 : std::max(1U, stage.branches);
   bool exchanges = false;
   for (const auto& group : placed.groups) {
     exchanges |= group.ranks.size() > 1;
     for (const auto& rank : group.ranks) {
       const double part = static_cast<double>(owned(rank)) / whole;
       const auto& card = views[rank.card];
-      const double weights = static_cast<double>(stage.weight_bytes_replicated) +
-                             static_cast<double>(stage.weight_bytes_sliced) * (placed.split == Split::tensor ? part : 1);
-      result.compute_seconds = std::max(result.compute_seconds, branches * std::max(part * stage_seconds_on(stage, card), weights / card.memory_bandwidth));
+      const double weights =
+          static_cast<double>(stage.weight_bytes_replicated) +
+          static_cast<double>(stage.weight_bytes_sliced) * (placed.split == Split::tensor ? part : 1);
+      result.compute_seconds =
+          std::max(result.compute_seconds,
+                   branches * std::max(part * stage_seconds_on(stage, card), weights / card.memory_bandwidth));
     }
   }
   if (exchanges)
@@ -192,7 +220,8 @@ PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>
       Traffic traffic(cluster, views);
       double latency = 0;
       for (const auto& group : placed.groups) {
-        flows_of(stage, group, collective, [&](std::uint32_t from, std::uint32_t to, double bytes) { traffic.add(from, to, bytes); });
+        flows_of(stage, group, collective,
+                 [&](std::uint32_t from, std::uint32_t to, double bytes) { traffic.add(from, to, bytes); });
         latency = std::max(latency, latency_of(cluster, views, group));
       }
       result.exchange_seconds += rounds_of(stage, placed) * count * (latency + traffic.seconds());
@@ -201,7 +230,8 @@ PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>
     // The branches hand each other one latent.
     const bool near = views[placed.groups[0].ranks[0].card].node == views[placed.groups[1].ranks[0].card].node;
     const auto& link = near ? cluster.within_node : cluster.between_nodes;
-    result.exchange_seconds += link.latency + static_cast<double>(demand.latent_bytes) / std::max(link.bandwidth, 1.0);
+    result.exchange_seconds +=
+        link.latency + static_cast<double>(demand.latent_bytes) / std::max(link.bandwidth, 1.0);
   }
   return result;
 }
@@ -222,6 +252,7 @@ struct Candidate {
 
 /// Why a placement does not fit.
 struct Shortfall {
+  StageKind stage = StageKind::denoiser;
   std::uint32_t card = 0;
   std::uint64_t needed = 0, available = 0;
   std::uint64_t missing() const { return needed - available; }
@@ -237,8 +268,13 @@ std::string shape_text(Split split, std::size_t first, std::size_t second) {
 
 class Planner {
 public:
-  Planner(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand, const std::set<std::uint32_t>& lost)
-      : cluster_(cluster), deployment_(deployment), demand_(demand), lost_(lost), views_(views_of(cluster, demand.dtype)) {}
+  Planner(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand,
+          const std::set<std::uint32_t>& lost)
+      : cluster_(cluster),
+        deployment_(deployment),
+        demand_(demand),
+        lost_(lost),
+        views_(views_of(cluster, demand.dtype)) {}
 
   Result<Plan> run() {
     Plan plan;
@@ -260,7 +296,9 @@ public:
 private:
   using Choice = std::vector<Candidate>;  // One per stage.
 
-  static Error infeasible(std::string message, std::string hint) { return Error{ErrorCode::no_feasible_plan, std::move(message), std::move(hint)}; }
+  static Error infeasible(std::string message, std::string hint) {
+    return Error{ErrorCode::no_feasible_plan, std::move(message), std::move(hint)};
+  }
 
   std::string card_name(std::uint32_t card) const {
     std::uint32_t index = card;
@@ -287,14 +325,16 @@ private:
     for (std::uint32_t card = 0; card < views_.size(); ++card)
       if (!lost_.contains(card) && (pins.empty() || wanted.contains(card))) cards.push_back(card);
     if (cards.empty())
-      return infeasible("no card is left for the " + std::string(name_of(kind)) + " on cluster '" + cluster_.name + "'",
-                        pins.empty() ? "" : "its placement names only cards that are lost");
+      return infeasible(
+          "no card is left for the " + std::string(name_of(kind)) + " on cluster '" + cluster_.name + "'",
+          pins.empty() ? "" : "its placement names only cards that are lost");
     return cards;
   }
 
   Status add_pinned(const std::string& pin, StageKind kind, std::set<std::uint32_t>& into) const {
     const auto wrong = [&](const std::string& why, const std::string& hint) {
-      return infeasible("placement of the " + std::string(name_of(kind)) + ": '" + shown(pin) + "' " + why + " [E305]", hint);
+      return infeasible(
+          "placement of the " + std::string(name_of(kind)) + ": '" + shown(pin) + "' " + why + " [E305]", hint);
     };
     const auto colon = pin.rfind(':');
     const auto hosts = expand_hosts(pin.substr(0, colon));
@@ -302,7 +342,8 @@ private:
     for (const auto& host : hosts.value()) {
       std::uint32_t first = 0;
       std::size_t node = 0;
-      for (; node < cluster_.nodes.size() && cluster_.nodes[node].name != host; ++node) first += static_cast<std::uint32_t>(cluster_.nodes[node].cards.size());
+      for (; node < cluster_.nodes.size() && cluster_.nodes[node].name != host; ++node)
+        first += static_cast<std::uint32_t>(cluster_.nodes[node].cards.size());
       if (node == cluster_.nodes.size()) {
         std::vector<std::string> names;
         for (const auto& one : cluster_.nodes) names.push_back(one.name);
@@ -314,8 +355,10 @@ private:
         continue;
       }
       const auto digits = pin.substr(colon + 1);
-      const bool number = !digits.empty() && digits.size() <= 3 && std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
-      if (!number || std::stoul(digits) >= count) return wrong("names no card of host '" + host + "'", "it has cards 0 to " + std::to_string(count - 1));
+      const bool number = !digits.empty() && digits.size() <= 3 &&
+                          std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+      if (!number || std::stoul(digits) >= count)
+        return wrong("names no card of host '" + host + "'", "it has cards 0 to " + std::to_string(count - 1));
       into.insert(first + static_cast<std::uint32_t>(std::stoul(digits)));
     }
     return Done{};
@@ -324,24 +367,37 @@ private:
   Status check_requested() const {
     const auto& stage = demand_.stages[denoiser_];
     const auto& wanted = deployment_.parallelism;
-    const auto tensor = wanted.tensor.value_or(1), sequence = wanted.sequence.value_or(1), cfg = wanted.cfg.value_or(1);
+    const auto tensor = wanted.tensor.value_or(1), sequence = wanted.sequence.value_or(1),
+               cfg = wanted.cfg.value_or(1);
     const auto cards = allowed_[denoiser_].size();
     if (tensor > 1 && sequence > 1)
-      return infeasible("parallelism.tensor=" + std::to_string(tensor) + " and parallelism.sequence=" + std::to_string(sequence) + " are not combined [E303]",
+      return infeasible("parallelism.tensor=" + std::to_string(tensor) +
+                            " and parallelism.sequence=" + std::to_string(sequence) + " are not combined [E303]",
                         "set one of them to 1 or auto");
     if (cfg > 1 && stage.branches < 2)
-      return infeasible("parallelism.cfg=2 needs guidance, and this request has one branch [E304]", "set guidance_scale above 1, or cfg to auto");
+      return infeasible("parallelism.cfg=2 needs guidance, and this request has one branch [E304]",
+                        "set guidance_scale above 1, or cfg to auto");
     if (sequence > 1 && !stage.sequence_split)
-      return infeasible("parallelism.sequence=" + std::to_string(sequence) + ": model '" + demand_.model + "' cannot split its tokens [E303]", "use parallelism.tensor");
+      return infeasible("parallelism.sequence=" + std::to_string(sequence) + ": model '" + demand_.model +
+                            "' cannot split its tokens [E303]",
+                        "use parallelism.tensor");
     for (const auto& [name, degree] : {std::pair{"tensor", tensor}, std::pair{"sequence", sequence}}) {
       const auto said = "parallelism." + std::string(name) + "=" + std::to_string(degree);
       if (degree > stage.slices)
-        return infeasible(said + " is more than the " + std::to_string(stage.slices) + " slices of model '" + demand_.model + "' [E301]",
-                          "use 1 to " + std::to_string(std::min<std::size_t>(stage.slices, std::max<std::size_t>(1, cards / cfg))) + ", or auto");
+        return infeasible(
+            said + " is more than the " + std::to_string(stage.slices) + " slices of model '" + demand_.model +
+                "' [E301]",
+            "use 1 to " +
+                std::to_string(std::min<std::size_t>(stage.slices, std::max<std::size_t>(1, cards / cfg))) +
+                ", or auto");
       if (std::size_t{degree} * cfg > cards)
-        return infeasible(said + (cfg > 1 ? " with cfg=2" : "") + " needs " + std::to_string(degree * cfg) + " cards, and " +
-                              (cards == 1 ? "1 is" : std::to_string(cards) + " are") + " usable on cluster '" + cluster_.name + "' [E302]",
-                          cards / cfg > 0 ? "use 1 to " + std::to_string(std::min<std::size_t>(stage.slices, cards / cfg)) + ", or auto" : "set cfg to 1 or auto");
+        return infeasible(
+            said + (cfg > 1 ? " with cfg=2" : "") + " needs " + std::to_string(degree * cfg) + " cards, and " +
+                (cards == 1 ? "1 is" : std::to_string(cards) + " are") + " usable on cluster '" + cluster_.name +
+                "' [E302]",
+            cards / cfg > 0
+                ? "use 1 to " + std::to_string(std::min<std::size_t>(stage.slices, cards / cfg)) + ", or auto"
+                : "set cfg to 1 or auto");
     }
     return Done{};
   }
@@ -357,12 +413,14 @@ private:
 
   // ---- Candidates -----------------------------------------------------------------------------------------
 
-  std::vector<Bucket> buckets_of(const Cards& cards) const {
+  /// `free`: cards with as much left look alike.
+  std::vector<Bucket> buckets_of(const Cards& cards, const Memory& free) const {
     std::vector<Bucket> buckets;
     for (const auto card : cards) {
       const auto same = [&](const Bucket& bucket) {
         const auto &a = views_[bucket.cards[0]], &b = views_[card];
-        return bucket.node == b.node && a.linear == b.linear && a.attention == b.attention && a.memory == b.memory && a.memory_bandwidth == b.memory_bandwidth;
+        return bucket.node == b.node && a.linear == b.linear && a.attention == b.attention &&
+               a.memory_bandwidth == b.memory_bandwidth && free[bucket.cards[0]] == free[card];
       };
       // Cards come in node order: only the last node's buckets can match.
       auto found = buckets.end();
@@ -379,8 +437,9 @@ private:
 
   /// Every way to take cards for one or two groups that is not a mere renaming of another, or nothing when
   /// there are too many.
-  std::optional<std::vector<std::array<Cards, 2>>> every_choice(const Cards& cards, bool two, std::size_t most) const {
-    const auto buckets = buckets_of(cards);
+  std::optional<std::vector<std::array<Cards, 2>>> every_choice(const Cards& cards, const Memory& free, bool two,
+                                                                std::size_t most) const {
+    const auto buckets = buckets_of(cards, free);
     double count = 1;
     for (const auto& bucket : buckets) {
       const double m = static_cast<double>(bucket.cards.size());
@@ -392,16 +451,18 @@ private:
     const auto alike = [&](std::size_t a, std::size_t b) {
       const auto &x = buckets[a], &y = buckets[b];
       const auto &p = views_[x.cards[0]], &q = views_[y.cards[0]];
-      const bool alone = (a == 0 || buckets[a - 1].node != x.node) && y.node != x.node && (b + 1 == buckets.size() || buckets[b + 1].node != y.node);
-      return alone && x.cards.size() == y.cards.size() && p.linear == q.linear && p.attention == q.attention && p.memory == q.memory &&
-             p.memory_bandwidth == q.memory_bandwidth;
+      const bool alone = (a == 0 || buckets[a - 1].node != x.node) && y.node != x.node &&
+                         (b + 1 == buckets.size() || buckets[b + 1].node != y.node);
+      return alone && x.cards.size() == y.cards.size() && p.linear == q.linear && p.attention == q.attention &&
+             p.memory_bandwidth == q.memory_bandwidth && free[x.cards[0]] == free[y.cards[0]];
     };
     const auto recurse = [&](auto&& self, std::size_t at, std::size_t first, std::size_t second) -> void {
       if (at == buckets.size()) {
         if (first == 0 || (two && second == 0)) return;
         std::array<Cards, 2> choice;
         for (std::size_t i = 0; i < buckets.size(); ++i)
-          for (std::size_t j = 0; j < taken[i].first + taken[i].second; ++j) choice[j < taken[i].first ? 0 : 1].push_back(buckets[i].cards[j]);
+          for (std::size_t j = 0; j < taken[i].first + taken[i].second; ++j)
+            choice[j < taken[i].first ? 0 : 1].push_back(buckets[i].cards[j]);
         choices.push_back(std::move(choice));
         return;
       }
@@ -425,7 +486,8 @@ private:
     for (const auto card : cards) by_node[views_[card].node].push_back(card);
     std::vector<std::pair<double, Cards>> nodes;
     for (auto& [node, own] : by_node) {
-      std::stable_sort(own.begin(), own.end(), [&](std::uint32_t a, std::uint32_t b) { return views_[a].linear > views_[b].linear; });
+      std::stable_sort(own.begin(), own.end(),
+                       [&](std::uint32_t a, std::uint32_t b) { return views_[a].linear > views_[b].linear; });
       double sum = 0;
       for (const auto card : own) sum += views_[card].linear;
       nodes.emplace_back(sum, std::move(own));
@@ -459,11 +521,13 @@ private:
         if (filled.size() < size) filled.push_back(card);
     choices.push_back(std::move(filled));
     // Evenly over 2, 4, 8 ... nodes, and over all.
-    for (std::size_t over = 2; over <= nodes.size() && over <= size; over *= 2) choices.push_back(spread(nodes, size, over));
+    for (std::size_t over = 2; over <= nodes.size() && over <= size; over *= 2)
+      choices.push_back(spread(nodes, size, over));
     choices.push_back(spread(nodes, size, std::min(size, nodes.size())));
     // The fastest anywhere.
     auto fastest = cards;
-    std::stable_sort(fastest.begin(), fastest.end(), [&](std::uint32_t a, std::uint32_t b) { return views_[a].linear > views_[b].linear; });
+    std::stable_sort(fastest.begin(), fastest.end(),
+                     [&](std::uint32_t a, std::uint32_t b) { return views_[a].linear > views_[b].linear; });
     fastest.resize(size);
     choices.push_back(std::move(fastest));
     for (auto& choice : choices) std::sort(choice.begin(), choice.end());
@@ -490,15 +554,34 @@ private:
   std::vector<std::size_t> sizes_up_to(std::size_t most) const {
     std::vector<std::size_t> sizes;
     for (std::size_t size = 1; size <= most; ++size) {
-      const bool round = size <= 8 || std::has_single_bit(size) || (size % 3 == 0 && std::has_single_bit(size / 3)) || (size % 5 == 0 && std::has_single_bit(size / 5));
-      const bool asked = size == deployment_.parallelism.tensor.value_or(0) || size == deployment_.parallelism.sequence.value_or(0);
+      const bool round = size <= 8 || std::has_single_bit(size) ||
+                         (size % 3 == 0 && std::has_single_bit(size / 3)) ||
+                         (size % 5 == 0 && std::has_single_bit(size / 5));
+      const bool asked = size == deployment_.parallelism.tensor.value_or(0) ||
+                         size == deployment_.parallelism.sequence.value_or(0);
       if (round || asked || size == most) sizes.push_back(size);
     }
     return sizes;
   }
 
-  std::vector<std::array<Cards, 2>> choices_of(const Cards& cards, bool two, std::size_t most) {
-    if (auto every = every_choice(cards, two, most)) return std::move(*every);
+  /// Cards of a stage for one or two groups; those that cannot hold a single slice are left out.
+  std::vector<std::array<Cards, 2>> choices_of(std::size_t index, const Memory& free, bool two,
+                                               Shortfall& shortfall) {
+    const auto& stage = demand_.stages[index];
+    const std::size_t most = std::max(1U, stage.slices);
+    const std::uint64_t ranks = most > 1 ? 2 : 1;
+    const auto least = std::min(rank_bill(demand_, stage, Split::tensor, 1, ranks, two).total(),
+                                rank_bill(demand_, stage, Split::sequence, 1, ranks, two).total());
+    Cards cards;
+    for (const auto card : allowed_[index]) {
+      if (least <= free[card]) {
+        cards.push_back(card);
+      } else {
+        note(shortfall, {stage.kind, card, least, free[card]});
+      }
+    }
+    if (cards.size() < (two ? 2U : 1U)) return {};
+    if (auto every = every_choice(cards, free, two, most)) return std::move(*every);
     exhaustive_ = false;
     std::vector<std::array<Cards, 2>> choices;
     const auto without = [](const Cards& all, const Cards& taken) {
@@ -530,22 +613,24 @@ private:
   // ---- Memory and slices ----------------------------------------------------------------------------------
 
   /// Shares the slices of a stage out over cards, within what they have free.
-  std::optional<PlannedGroup> group_on(const StageDemand& stage, const Cards& cards, Split split, bool two, const std::vector<std::uint64_t>& free,
-                                       Shortfall& shortfall) const {
+  std::optional<PlannedGroup> group_on(const StageDemand& stage, const Cards& cards, Split split, bool two,
+                                       const Memory& free, Shortfall& shortfall) const {
     const std::uint32_t slices = std::max(1U, stage.slices);
     std::vector<double> seconds;
     std::vector<std::uint32_t> most;
     std::uint64_t fits = 0;
     for (const auto card : cards) {
       seconds.push_back(std::max(stage_seconds_on(stage, views_[card]), 1 / views_[card].linear) / slices);
-      const auto needed = [&](std::uint32_t count) { return rank_bill(demand_, stage, split, count, cards.size(), two).total(); };
+      const auto needed = [&](std::uint32_t count) {
+        return rank_bill(demand_, stage, split, count, cards.size(), two).total();
+      };
       std::uint32_t low = 0, high = slices;
       while (low < high) {
         const auto middle = low + (high - low + 1) / 2;
         (needed(middle) <= free[card] ? low : high) = needed(middle) <= free[card] ? middle : middle - 1;
       }
       if (low == 0) {
-        note(shortfall, {card, needed(1), free[card]});
+        note(shortfall, {stage.kind, card, needed(1), free[card]});
         return std::nullopt;
       }
       most.push_back(low);
@@ -557,9 +642,11 @@ private:
       std::size_t roomiest = 0;
       for (std::size_t i = 1; i < cards.size(); ++i)
         if (free[cards[i]] > free[cards[roomiest]]) roomiest = i;
-      const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(slices, most[roomiest] + (slices > fits ? slices - fits : 1)));
+      const auto count = static_cast<std::uint32_t>(
+          std::min<std::uint64_t>(slices, most[roomiest] + (slices > fits ? slices - fits : 1)));
       const auto needed = rank_bill(demand_, stage, split, count, cards.size(), two).total();
-      note(shortfall, {cards[roomiest], std::max(needed, free[cards[roomiest]] + 1), free[cards[roomiest]]});
+      note(shortfall,
+           {stage.kind, cards[roomiest], std::max(needed, free[cards[roomiest]] + 1), free[cards[roomiest]]});
       return std::nullopt;
     }
     PlannedGroup group;
@@ -576,8 +663,8 @@ private:
     if (smallest.needed == 0 || found.missing() < smallest.missing()) smallest = found;
   }
 
-  std::optional<Candidate> candidate_on(const StageDemand& stage, const std::array<Cards, 2>& cards, Split split, const std::vector<std::uint64_t>& free,
-                                        Shortfall& shortfall) const {
+  std::optional<Candidate> candidate_on(const StageDemand& stage, const std::array<Cards, 2>& cards, Split split,
+                                        const Memory& free, Shortfall& shortfall) const {
     Candidate candidate;
     candidate.placed = {stage.kind, split, std::max(1U, stage.slices), {}};
     const bool two = !cards[1].empty();
@@ -593,23 +680,25 @@ private:
     return candidate;
   }
 
-  void take(const Candidate& candidate, const StageDemand& stage, std::vector<std::uint64_t>& free) const {
+  void take(const Candidate& candidate, const StageDemand& stage, Memory& free) const {
     for (const auto& group : candidate.placed.groups)
       for (const auto& rank : group.ranks)
-        free[rank.card] -= rank_bill(demand_, stage, candidate.placed.split, owned(rank), group.ranks.size(), candidate.placed.groups.size() > 1).total();
+        free[rank.card] -= rank_bill(demand_, stage, candidate.placed.split, owned(rank), group.ranks.size(),
+                                     candidate.placed.groups.size() > 1)
+                               .total();
   }
 
   // ---- The search -----------------------------------------------------------------------------------------
 
   /// Candidates of the denoiser on an empty cluster, fastest first; what does not fit is remembered.
-  std::vector<Candidate> denoiser_candidates(const std::vector<std::uint64_t>& free, Shortfall& shortfall) {
+  std::vector<Candidate> denoiser_candidates(const Memory& free, Shortfall& shortfall) {
     const auto& stage = demand_.stages[denoiser_];
     const auto& cards = allowed_[denoiser_];
     std::vector<Candidate> candidates;
     for (const bool two : {false, true}) {
       if (two && (stage.branches < 2 || cards.size() < 2)) continue;
       if (deployment_.parallelism.cfg.value_or(two ? 2 : 1) != (two ? 2U : 1U)) continue;
-      for (const auto& choice : choices_of(cards, two, std::max(1U, stage.slices)))
+      for (const auto& choice : choices_of(denoiser_, free, two, shortfall))
         for (const auto split : {Split::tensor, Split::sequence}) {
           const auto most = std::max(choice[0].size(), choice[1].size());
           if (split == Split::sequence && (most == 1 || !stage.sequence_split)) continue;
@@ -625,23 +714,25 @@ private:
           }
         }
     }
-    std::stable_sort(candidates.begin(), candidates.end(),
-                     [](const Candidate& a, const Candidate& b) { return std::tuple(a.seconds, a.cards) < std::tuple(b.seconds, b.cards); });
+    std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
+      return std::tuple(a.seconds, a.cards) < std::tuple(b.seconds, b.cards);
+    });
     return candidates;
   }
 
   /// The fastest placement of any other stage in what is free; of equals, the cards with most left.
-  std::optional<Candidate> best_of(std::size_t index, const std::vector<std::uint64_t>& free, Shortfall& shortfall) {
+  std::optional<Candidate> best_of(std::size_t index, const Memory& free, Shortfall& shortfall) {
     const auto& stage = demand_.stages[index];
     std::optional<Candidate> best;
     std::uint64_t best_left = 0;
-    for (const auto& choice : other_choices(index)) {
+    for (const auto& choice : choices_of(index, free, false, shortfall)) {
       auto candidate = candidate_on(stage, choice, Split::tensor, free, shortfall);
       if (!candidate) continue;
       std::uint64_t left = std::numeric_limits<std::uint64_t>::max();
       for (const auto card : choice[0]) left = std::min(left, free[card]);
-      const bool better = !best || std::tuple(candidate->seconds, candidate->cards) < std::tuple(best->seconds, best->cards) ||
-                          (candidate->seconds == best->seconds && candidate->cards == best->cards && left > best_left);
+      const bool better =
+          !best || std::tuple(candidate->seconds, candidate->cards) < std::tuple(best->seconds, best->cards) ||
+          (candidate->seconds == best->seconds && candidate->cards == best->cards && left > best_left);
       if (!better) continue;
       best = std::move(candidate);
       best_left = left;
@@ -649,27 +740,16 @@ private:
     return best;
   }
 
-  const std::vector<std::array<Cards, 2>>& other_choices(std::size_t index) {
-    auto& choices = other_choices_[index];
-    if (choices.empty()) {
-      const auto& stage = demand_.stages[index];
-      if (stage.slices > 1) {
-        choices = choices_of(allowed_[index], false, stage.slices);
-      } else {
-        for (const auto card : allowed_[index]) choices.push_back({Cards{card}, {}});
-      }
-    }
-    return choices;
-  }
-
-  std::string too_little(const StageDemand& stage, const Shortfall& shortfall) const {
-    return "model '" + demand_.model + "' does not fit cluster '" + cluster_.name + "': card " + card_name(shortfall.card) + " has " +
-           text_of_bytes(static_cast<double>(shortfall.available)) + " for the " + std::string(name_of(stage.kind)) + ", which needs at least " +
-           text_of_bytes(static_cast<double>(shortfall.needed)) + " there (" + text_of_bytes(static_cast<double>(shortfall.missing())) + " too little)";
+  std::string too_little(const Shortfall& shortfall) const {
+    return "model '" + demand_.model + "' does not fit cluster '" + cluster_.name + "': card " +
+           card_name(shortfall.card) + " has " + text_of_bytes(static_cast<double>(shortfall.available)) +
+           " for the " + std::string(name_of(shortfall.stage)) + ", which needs at least " +
+           text_of_bytes(static_cast<double>(shortfall.needed)) + " there (" +
+           text_of_bytes(static_cast<double>(shortfall.missing())) + " too little)";
   }
 
   Result<Choice> choose() {
-    std::vector<std::uint64_t> all;
+    Memory all;
     for (const auto& view : views_) all.push_back(view.memory);
     const std::string hint = "add cards or memory, or ask for fewer or smaller frames";
     // The least that the other stages can take, for stopping early.
@@ -678,7 +758,7 @@ private:
       if (i == denoiser_) continue;
       Shortfall shortfall;
       const auto alone = best_of(i, all, shortfall);
-      if (!alone) return infeasible(too_little(demand_.stages[i], shortfall), hint);
+      if (!alone) return infeasible(too_little(shortfall), hint);
       others_least += alone->seconds;
     }
     std::vector<Candidate> candidates;
@@ -686,7 +766,7 @@ private:
     if (denoiser_ < demand_.stages.size()) {
       Shortfall shortfall;
       candidates = denoiser_candidates(all, shortfall);
-      if (candidates.empty()) return infeasible(too_little(demand_.stages[denoiser_], shortfall), hint);
+      if (candidates.empty()) return infeasible(too_little(shortfall), hint);
       steps = std::max(1U, demand_.stages[denoiser_].steps);
     } else {
       candidates.emplace_back();
@@ -694,27 +774,24 @@ private:
     std::optional<Choice> best;
     double best_seconds = std::numeric_limits<double>::infinity();
     Shortfall shortfall;
-    std::size_t short_stage = 0;
     for (const auto& candidate : candidates) {
       if (candidate.seconds * steps + others_least >= best_seconds) break;
       Shortfall own;
-      std::size_t own_stage = 0;
-      auto choice = complete(candidate, all, own, own_stage);
+      auto choice = complete(candidate, all, own);
       if (!choice) {
-        const auto before = shortfall.needed == 0 ? std::numeric_limits<std::uint64_t>::max() : shortfall.missing();
         note(shortfall, own);
-        if (shortfall.missing() < before) short_stage = own_stage;
         note(too_large_[candidate.shape], own);
         continue;
       }
       double seconds = 0;
-      for (std::size_t i = 0; i < choice->size(); ++i) seconds += (*choice)[i].seconds * (i == denoiser_ ? steps : 1);
+      for (std::size_t i = 0; i < choice->size(); ++i)
+        seconds += (*choice)[i].seconds * (i == denoiser_ ? steps : 1);
       if (seconds < best_seconds) {
         best_seconds = seconds;
         best = std::move(choice);
       }
     }
-    if (!best) return infeasible(too_little(demand_.stages[short_stage], shortfall), hint);
+    if (!best) return infeasible(too_little(shortfall), hint);
     for (const auto& candidate : candidates) {
       auto& fastest = by_shape_[candidate.shape];
       if (!fastest) fastest = candidate.seconds;
@@ -723,12 +800,16 @@ private:
   }
 
   /// The other stages around a denoiser: largest first, then smallest first if that does not fit.
-  std::optional<Choice> complete(const Candidate& denoiser, const std::vector<std::uint64_t>& all, Shortfall& shortfall, std::size_t& short_stage) {
+  std::optional<Choice> complete(const Candidate& denoiser, const Memory& all, Shortfall& shortfall) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < demand_.stages.size(); ++i)
       if (i != denoiser_) order.push_back(i);
-    const auto weight = [&](std::size_t i) { return demand_.stages[i].weight_bytes_replicated + demand_.stages[i].weight_bytes_sliced + demand_.stages[i].activation_bytes_fixed; };
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return weight(a) > weight(b); });
+    const auto weight = [&](std::size_t i) {
+      return demand_.stages[i].weight_bytes_replicated + demand_.stages[i].weight_bytes_sliced +
+             demand_.stages[i].activation_bytes_fixed;
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return weight(a) > weight(b); });
     for (int attempt = 0; attempt < 2; ++attempt) {
       auto free = all;
       Choice choice(demand_.stages.size());
@@ -741,7 +822,6 @@ private:
         Shortfall own;
         auto placed = best_of(i, free, own);
         if (!placed) {
-          if (shortfall.needed == 0 || own.missing() < shortfall.missing()) short_stage = i;
           note(shortfall, own);
           complete = false;
           break;
@@ -759,7 +839,8 @@ private:
 
   void fill(Plan& plan, const Choice& chosen) {
     plan.exhaustive = exhaustive_;
-    for (std::uint32_t card = 0; card < views_.size(); ++card) plan.bills.push_back({card, 0, 0, 0, views_[card].memory});
+    for (std::uint32_t card = 0; card < views_.size(); ++card)
+      plan.bills.push_back({card, 0, 0, 0, views_[card].memory});
     double rate_sum = 0, attention_sum = 0;
     for (std::uint32_t card = 0; card < views_.size(); ++card) {
       if (lost_.contains(card)) continue;
@@ -773,7 +854,8 @@ private:
       plan.predicted.push_back(predicted(cluster_, views_, demand_, stage, placed));
       for (const auto& group : placed.groups)
         for (const auto& rank : group.ranks) {
-          const auto bill = rank_bill(demand_, stage, placed.split, owned(rank), group.ranks.size(), placed.groups.size() > 1);
+          const auto bill =
+              rank_bill(demand_, stage, placed.split, owned(rank), group.ranks.size(), placed.groups.size() > 1);
           auto& total = plan.bills[rank.card];
           total.weights += bill.weights;
           total.activations += bill.activations;
@@ -782,7 +864,8 @@ private:
       const double times = stage.kind == StageKind::denoiser ? std::max(1U, stage.steps) : 1;
       plan.predicted_video_seconds += times * plan.predicted.back().total_seconds();
       // No sharing can beat all cards at once; what cannot be split is at best on the fastest card.
-      double least = (stage.flops_linear / rate_sum + stage.flops_attention / attention_sum) * std::max(1U, stage.branches);
+      double least =
+          (stage.flops_linear / rate_sum + stage.flops_attention / attention_sum) * std::max(1U, stage.branches);
       if (stage.slices <= 1) {
         least = std::numeric_limits<double>::infinity();
         for (const auto card : allowed_[i]) least = std::min(least, stage_seconds_on(stage, views_[card]));
@@ -803,24 +886,27 @@ private:
       char percent[32];
       std::snprintf(percent, sizeof percent, "%.0f", 100 * (*seconds / std::max(chosen.seconds, 1e-300) - 1));
       const auto small = too_large_.find(shape);
-      std::string why = *seconds >= chosen.seconds
-                            ? (std::string(percent) == "0" ? std::string("no faster: ") : std::string(percent) + "% slower: ") + text_of_seconds(*seconds) +
-                                  " a step against " + text_of_seconds(chosen.seconds)
-                        : small != too_large_.end() ? memory_reason(small->second)
-                                                    : "faster alone, but the other stages lose more";
+      std::string why =
+          *seconds >= chosen.seconds
+              ? (std::string(percent) == "0" ? std::string("no faster: ") : std::string(percent) + "% slower: ") +
+                    text_of_seconds(*seconds) + " a step against " + text_of_seconds(chosen.seconds)
+          : small != too_large_.end() ? memory_reason(small->second)
+                                      : "faster alone, but the other stages lose more";
       rows.emplace_back(*seconds, shape, std::move(why));
     }
     std::sort(rows.begin(), rows.end());
     for (const auto& [seconds, shape, why] : rows)
       if (plan.rejected.size() < rejected_shown_max) plan.rejected.push_back({"denoiser " + shape, why});
     for (const auto& [shape, shortfall] : too_large_)
-      if ((!by_shape_.contains(shape) || !by_shape_.at(shape)) && shape != chosen.shape && plan.rejected.size() < rejected_shown_max)
+      if ((!by_shape_.contains(shape) || !by_shape_.at(shape)) && shape != chosen.shape &&
+          plan.rejected.size() < rejected_shown_max)
         plan.rejected.push_back({"denoiser " + shape, memory_reason(shortfall)});
   }
 
   std::string memory_reason(const Shortfall& shortfall) const {
     return card_name(shortfall.card) + " needs " + text_of_bytes(static_cast<double>(shortfall.needed)) + " of " +
-           text_of_bytes(static_cast<double>(shortfall.available));
+           text_of_bytes(static_cast<double>(shortfall.available)) +
+           (shortfall.stage == StageKind::denoiser ? "" : " for the " + std::string(name_of(shortfall.stage)));
   }
 
   const ClusterSpec& cluster_;
@@ -831,7 +917,6 @@ private:
   std::vector<Cards> allowed_;  // Per stage, ascending.
   std::size_t denoiser_ = 0;
   bool exhaustive_ = true;
-  std::map<std::size_t, std::vector<std::array<Cards, 2>>> other_choices_;
   std::map<std::string, Shortfall> too_large_;
   std::map<std::string, std::optional<double>> by_shape_;
 };
@@ -846,12 +931,14 @@ std::vector<PlannedCard> cards_of(const ClusterSpec& cluster, const std::string&
   for (const auto& node : cluster.nodes)
     for (std::uint32_t index = 0; index < node.cards.size(); ++index) {
       const auto& card = node.cards[index];
-      cards.push_back({node.name, index, card.type, card.memory, views[cards.size()].linear / slowest, card.threads});
+      cards.push_back(
+          {node.name, index, card.type, card.memory, views[cards.size()].linear / slowest, card.threads});
     }
   return cards;
 }
 
-std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const double> seconds_per_slice, std::span<const std::uint32_t> most) {
+std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const double> seconds_per_slice,
+                                     std::span<const std::uint32_t> most) {
   const auto ranks = seconds_per_slice.size();
   if (ranks == 0 || ranks > slices || most.size() != ranks) return {};
   std::uint64_t room = 0;
@@ -866,24 +953,29 @@ std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const doubl
   for (auto left = slices - static_cast<std::uint32_t>(ranks); left > 0; --left) {
     std::size_t next = ranks;
     for (std::size_t i = 0; i < ranks; ++i)
-      if (shares[i] < most[i] && (next == ranks || (shares[i] + 1) * seconds_per_slice[i] < less * (shares[next] + 1) * seconds_per_slice[next])) next = i;
+      if (shares[i] < most[i] && (next == ranks || (shares[i] + 1) * seconds_per_slice[i] <
+                                                       less * (shares[next] + 1) * seconds_per_slice[next]))
+        next = i;
     ++shares[next];
   }
   return shares;
 }
 
-PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage, const PlannedStage& placed) {
+PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
+                       const PlannedStage& placed) {
   return predicted(cluster, views_of(cluster, demand.dtype), demand, stage, placed);
 }
 
-std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage, const PlannedStage& placed) {
+std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
+                                 const PlannedStage& placed) {
   const auto views = views_of(cluster, demand.dtype);
   std::map<std::pair<std::uint32_t, std::uint32_t>, double> bytes;
   for (const auto& group : placed.groups)
     for (const auto& [collective, count] : collectives_of(stage, placed.split))
-      flows_of(stage, group, collective, [&, times = count * rounds_of(stage, placed)](std::uint32_t from, std::uint32_t to, double one) {
-        bytes[{views[from].node, views[to].node}] += one * times;
-      });
+      flows_of(stage, group, collective,
+               [&, times = count * rounds_of(stage, placed)](std::uint32_t from, std::uint32_t to, double one) {
+                 bytes[{views[from].node, views[to].node}] += one * times;
+               });
   if (placed.groups.size() > 1) {
     const auto a = views[placed.groups[0].ranks[0].card].node, b = views[placed.groups[1].ranks[0].card].node;
     bytes[{a, b}] += static_cast<double>(demand.latent_bytes);
@@ -892,19 +984,22 @@ std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& deman
   std::vector<LinkLoad> loads;
   for (const auto& [nodes, sum] : bytes) {
     const auto& link = nodes.first == nodes.second ? cluster.within_node : cluster.between_nodes;
-    loads.push_back({cluster.nodes[nodes.first].name, cluster.nodes[nodes.second].name, link.name, static_cast<std::uint64_t>(sum), sum / std::max(link.bandwidth, 1.0)});
+    loads.push_back({cluster.nodes[nodes.first].name, cluster.nodes[nodes.second].name, link.name,
+                     static_cast<std::uint64_t>(sum), sum / std::max(link.bandwidth, 1.0)});
   }
   return loads;
 }
 
-MemoryBill bill_of(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, std::size_t group, std::size_t rank) {
+MemoryBill bill_of(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, std::size_t group,
+                   std::size_t rank) {
   const auto& ranks = placed.groups.at(group).ranks;
   auto bill = rank_bill(demand, stage, placed.split, owned(ranks.at(rank)), ranks.size(), placed.groups.size() > 1);
   bill.card = ranks.at(rank).card;
   return bill;
 }
 
-Result<Plan> make_plan(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand, const std::set<std::uint32_t>& lost) {
+Result<Plan> make_plan(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand,
+                       const std::set<std::uint32_t>& lost) {
   return Planner(cluster, deployment, demand, lost).run();
 }
 

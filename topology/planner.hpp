@@ -37,15 +37,19 @@ std::vector<PlannedCard> cards_of(const ClusterSpec& cluster, const std::string&
 
 /// Slices of one group: contiguous in rank order, every rank at least one, so that the slowest rank is as fast
 /// as it can be. `seconds_per_slice[r]` > 0; `most[r]`: what rank r can hold. Empty when it does not fit.
-std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const double> seconds_per_slice, std::span<const std::uint32_t> most);
+std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const double> seconds_per_slice,
+                                     std::span<const std::uint32_t> most);
 
 /// Time of a placed stage: one step of a denoiser, the whole of any other.
-PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage, const PlannedStage& placed);
+PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
+                       const PlannedStage& placed);
 
 /// Bytes and time on every link in one step of a placed denoiser.
-std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage, const PlannedStage& placed);
+std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
+                                 const PlannedStage& placed);
 
 /// What a rank of a placed stage holds on its card.
-MemoryBill bill_of(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, std::size_t group, std::size_t rank);
+MemoryBill bill_of(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, std::size_t group,
+                   std::size_t rank);
 
 }  // namespace orrery::topology

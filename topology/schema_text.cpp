@@ -18,13 +18,17 @@ OrderedJson json_schema_of(std::span<const KindSchema> kinds) {
   OrderedJson names = OrderedJson::array(), rules = OrderedJson::array();
   for (const auto& kind : kinds) {
     names.push_back(kind.kind);
-    rules.push_back({{"if", {{"properties", {{"kind", {{"const", kind.kind}}}}}}}, {"then", {{"properties", {{"spec", kind.spec}}}}}});
+    rules.push_back({{"if", {{"properties", {{"kind", {{"const", kind.kind}}}}}}},
+                     {"then", {{"properties", {{"spec", kind.spec}}}}}});
   }
   return {{"$schema", "http://json-schema.org/draft-07/schema#"},
           {"title", "Orrery configuration"},
           {"type", "object"},
           {"properties",
-           {{"apiVersion", {{"const", "orrery/v1"}}}, {"kind", {{"enum", names}}}, {"metadata", metadata_json_schema()}, {"spec", {{"type", "object"}}}}},
+           {{"apiVersion", {{"const", "orrery/v1"}}},
+            {"kind", {{"enum", names}}},
+            {"metadata", metadata_json_schema()},
+            {"spec", {{"type", "object"}}}}},
           {"required", {"apiVersion", "kind", "metadata", "spec"}},
           {"patternProperties", {{"^x-", OrderedJson::object()}}},
           {"additionalProperties", false},
@@ -35,9 +39,12 @@ std::string markdown_of(std::span<const KindSchema> kinds) {
   std::string page =
       "# Configuration reference\n\n"
       "Written by `orrery schema --markdown`; a test compares it with the program.\n\n"
-      "Every document has `apiVersion: orrery/v1`, a `kind`, `metadata` and a `spec`. A file may hold several, separated by `---`.\n"
-      "Unknown and duplicate keys, missing units and bad references are errors, all reported in one run. Keys that begin with `x-` are\n"
-      "ignored. Text may contain `${VAR}`, `${VAR:-default}` and `${VAR:?message}`. Booleans are `true` and `false`; whole numbers are\n"
+      "Every document has `apiVersion: orrery/v1`, a `kind`, `metadata` and a `spec`. A file may hold several, "
+      "separated by `---`.\n"
+      "Unknown and duplicate keys, missing units and bad references are errors, all reported in one run. Keys that "
+      "begin with `x-` are\n"
+      "ignored. Text may contain `${VAR}`, `${VAR:-default}` and `${VAR:?message}`. Booleans are `true` and "
+      "`false`; whole numbers are\n"
       "decimal. There are no anchors, aliases, merge keys or tags.\n\n";
   page += orrery::markdown_of(metadata_pages());
   for (const auto& kind : kinds) page += "## kind: " + kind.kind + "\n\n" + orrery::markdown_of(kind.pages);

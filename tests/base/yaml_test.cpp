@@ -30,9 +30,10 @@ struct Cart {
 };
 
 const Schema<Cart>& cart_schema() {
-  static const Schema<Wheel> wheel = Schema<Wheel>("wheel", "One wheel.")
-                                         .field("memory", &Wheel::memory, bytes(), "What it remembers.", {.required = true})
-                                         .field("rate", &Wheel::rate, bytes_per_second(), "How fast.");
+  static const Schema<Wheel> wheel =
+      Schema<Wheel>("wheel", "One wheel.")
+          .field("memory", &Wheel::memory, bytes(), "What it remembers.", {.required = true})
+          .field("rate", &Wheel::rate, bytes_per_second(), "How fast.");
   static const Schema<Cart> schema =
       Schema<Cart>("cart", "A cart.")
           .field("name", &Cart::name, text(), "Its name.", {.example = "truck"})
@@ -40,7 +41,8 @@ const Schema<Cart>& cart_schema() {
           .field("count", &Cart::count, whole<std::uint32_t>(1, 64), "How many.",
                  {.check = [](const std::uint32_t& n) { return n != 13 ? "" : "should not be 13"; }})
           .field("weight", &Cart::weight, number(0, 10), "How heavy.")
-          .field("colour", &Cart::colour, choice<Colour>({{"red", Colour::red}, {"green", Colour::green}}), "Which.")
+          .field("colour", &Cart::colour, choice<Colour>({{"red", Colour::red}, {"green", Colour::green}}),
+                 "Which.")
           .field("degree", &Cart::degree, auto_or(whole<std::uint32_t>(1, 8)), "Or auto.")
           .optional("grace", &Cart::grace, seconds(), "May be absent.")
           .field("wheels", &Cart::wheels, one_or_list_of(object(wheel)), "One or several.")
@@ -68,9 +70,12 @@ Read read(const std::string& text, std::map<std::string, std::string> variables 
 
 }  // namespace
 
-TEST_CASE("yaml: a document gives its fields their values and leaves the others at their defaults", "[base][yaml]") {
-  const auto all = read("name: \"7\"\nopen: true\ncount: 64\nweight: 2.5e-1\ncolour: green\ndegree: 4\ngrace: 1.5 min\n"
-                        "wheels:\n  - {memory: 64KiB, rate: 8 Gbit/s}\n  - {memory: 1GB}\nlabels: {a: b}\nfolder: ${X}/y\nx-note: [anything, 1]\n");
+TEST_CASE("yaml: a document gives its fields their values and leaves the others at their defaults",
+          "[base][yaml]") {
+  const auto all = read(
+      "name: \"7\"\nopen: true\ncount: 64\nweight: 2.5e-1\ncolour: green\ndegree: 4\ngrace: 1.5 min\n"
+      "wheels:\n  - {memory: 64KiB, rate: 8 Gbit/s}\n  - {memory: 1GB}\nlabels: {a: b}\nfolder: ${X}/y\nx-note: "
+      "[anything, 1]\n");
   INFO(text_of(all.findings));
   REQUIRE(all.findings.empty());
   CHECK(all.cart.name == "7");
@@ -97,14 +102,18 @@ TEST_CASE("yaml: a document gives its fields their values and leaves the others 
 TEST_CASE("yaml: documents, byte order marks, line ends and directives are read as YAML has them", "[base][yaml]") {
   Findings findings;
   CHECK(read_yaml("t", "a: 1\n---\nb: 2\n---\n---\nc: 3\n...\n", findings).size() == 3);
-  const auto marked = read_yaml("t", "\xEF\xBB\xBF" "a: 1\r\nb: \"x\"\r\n", findings);
+  const auto marked = read_yaml("t",
+                                "\xEF\xBB\xBF"
+                                "a: 1\r\nb: \"x\"\r\n",
+                                findings);
   CHECK(findings.empty());
   REQUIRE(marked.size() == 1);
   CHECK(marked[0].find("a")->text == "1");
   CHECK(marked[0].find("b")->text == "x");
   CHECK(marked[0].find("b")->line == 2);
   CHECK(marked[0].find("b")->column == 4);
-  const auto words = read_yaml("t", "a: |\n  two\n  lines\nb: >-\n  one\n  line\nc: 'it''s'\nd: \"\\u00e9\\n\"\n", findings);
+  const auto words =
+      read_yaml("t", "a: |\n  two\n  lines\nb: >-\n  one\n  line\nc: 'it''s'\nd: \"\\u00e9\\n\"\n", findings);
   CHECK(findings.empty());
   CHECK(words[0].find("a")->text == "two\nlines\n");
   CHECK(words[0].find("b")->text == "one line");
@@ -125,7 +134,9 @@ TEST_CASE("yaml: a finding shows its place, even in long lines and behind wide l
   CHECK(far.size() < 400);
   CHECK(far.find("^~") != std::string::npos);
   const auto json = read("count: 13\n").findings.at(0).json();
-  CHECK(json.dump() == R"({"file":"t.yaml","line":1,"column":8,"end_column":10,"severity":"error","code":"E112","path":"count","message":"count should not be 13","hint":""})");
+  CHECK(
+      json.dump() ==
+      R"({"file":"t.yaml","line":1,"column":8,"end_column":10,"severity":"error","code":"E112","path":"count","message":"count should not be 13","hint":""})");
 }
 
 TEST_CASE("yaml: all findings of a document come in one run, in order of their place", "[base][yaml]") {
@@ -165,9 +176,12 @@ TEST_CASE("yaml: variables are replaced in text only, once, and say what is miss
   CHECK(expanded("${TRICK}") == "${SET}");
   CHECK(expanded("$SET $ {SET} $${SET}") == "$SET $ {SET} ${SET}");
   CHECK(expanded("${NONE}") == "error: needs the environment variable NONE (set it, or write ${NONE:-default})");
-  CHECK(expanded("${NONE:?where the weights are}") == "error: needs the environment variable NONE (where the weights are)");
-  CHECK(expanded("${}") == "error: has a malformed variable '${}' (write ${NAME}, ${NAME:-default} or ${NAME:?message})");
-  CHECK(expanded("${A:+b}") == "error: has a malformed variable '${A:+b}' (write ${NAME}, ${NAME:-default} or ${NAME:?message})");
+  CHECK(expanded("${NONE:?where the weights are}") ==
+        "error: needs the environment variable NONE (where the weights are)");
+  CHECK(expanded("${}") ==
+        "error: has a malformed variable '${}' (write ${NAME}, ${NAME:-default} or ${NAME:?message})");
+  CHECK(expanded("${A:+b}") ==
+        "error: has a malformed variable '${A:+b}' (write ${NAME}, ${NAME:-default} or ${NAME:?message})");
   CHECK(expanded("${A") == "error: has a '${' without '}' (write ${NAME}, ${NAME:-default} or ${NAME:?message})");
   CHECK(read("name: ${SET}\n", {{"SET", "x"}}).cart.name == "x");
   CHECK(read("count: ${SET}\n", {{"SET", "2"}}).first().find("should be a whole number") != std::string::npos);
@@ -187,7 +201,8 @@ TEST_CASE("yaml: the nearest word is at most two edits away", "[base][yaml]") {
 
 TEST_CASE("yaml: a path sets a value, makes maps on the way, and is refused where it cannot go", "[base][yaml]") {
   Findings findings;
-  auto document = read_yaml("t", "spec:\n  nodes:\n    - {count: 1}\n    - {count: 2}\n  name: x\n", findings).at(0);
+  auto document =
+      read_yaml("t", "spec:\n  nodes:\n    - {count: 1}\n    - {count: 2}\n  name: x\n", findings).at(0);
   const auto set = [&](const std::string& path, const std::string& value) {
     const auto done = set_value(document, path, read_yaml_value("--set", value, findings));
     return done.ok() ? std::string() : done.error().message;
@@ -198,7 +213,8 @@ TEST_CASE("yaml: a path sets a value, makes maps on the way, and is refused wher
   CHECK(document.nearest("spec.parallelism.tensor").text == "4");
   CHECK(set("spec.list", "[1, {a: b}]") == "");
   CHECK(document.nearest("spec.list[1].a").text == "b");
-  CHECK(set("spec.nodes[2].count", "1") == "cannot set 'spec.nodes[2].count': the list has 2 items; the first is [0]");
+  CHECK(set("spec.nodes[2].count", "1") ==
+        "cannot set 'spec.nodes[2].count': the list has 2 items; the first is [0]");
   CHECK(set("spec.name.more", "1") == "cannot set 'spec.name.more': 'more' would be a key of a single value");
   for (const auto* path : {"", ".", "a..b", "[0]x", "a[", "a[x]", "a[-1]", "a.[0]", "a]"}) {
     INFO(path);
@@ -213,10 +229,26 @@ TEST_CASE("yaml: hostile texts end in findings, never in a crash", "[base][yaml]
     for (std::size_t i = 0; i < times; ++i) all += text;
     return all;
   };
-  for (const auto& text : {repeated("[", 200'000), repeated("{a: ", 100'000), repeated("- ", 100'000), repeated("a:\n ", 1000), repeated("? ", 50'000),
-                           repeated("- a\n", 30'000), repeated("---\na: b\n", 30'000), std::string("\0", 1), std::string("a: \"\\"), std::string("%YAML 9.9\n---\na"),
-                           std::string("%TAG ! tag:x,2000:\n---\n!a b"), std::string("&"), std::string("*"), std::string("!"), std::string("a: *b"), std::string("<<: {a: b}"),
-                           std::string("\t"), std::string("? \n: \n"), std::string("a: 'b\nc: d"), repeated("\xF0\x9F\x98\x80", 100'000)}) {
+  for (const auto& text : {repeated("[", 200'000),
+                           repeated("{a: ", 100'000),
+                           repeated("- ", 100'000),
+                           repeated("a:\n ", 1000),
+                           repeated("? ", 50'000),
+                           repeated("- a\n", 30'000),
+                           repeated("---\na: b\n", 30'000),
+                           std::string("\0", 1),
+                           std::string("a: \"\\"),
+                           std::string("%YAML 9.9\n---\na"),
+                           std::string("%TAG ! tag:x,2000:\n---\n!a b"),
+                           std::string("&"),
+                           std::string("*"),
+                           std::string("!"),
+                           std::string("a: *b"),
+                           std::string("<<: {a: b}"),
+                           std::string("\t"),
+                           std::string("? \n: \n"),
+                           std::string("a: 'b\nc: d"),
+                           repeated("\xF0\x9F\x98\x80", 100'000)}) {
     Findings findings;
     const auto documents = read_yaml("t", text, findings);
     CHECK((has_errors(findings) || documents.size() <= 1));
@@ -224,7 +256,9 @@ TEST_CASE("yaml: hostile texts end in findings, never in a crash", "[base][yaml]
   }
   // Random bytes and random pieces of YAML.
   Random random(99);
-  const std::vector<std::string> pieces{"a", ": ", "\n", "  ", "- ", "[", "]", "{", "}", "\"", "'", "#", "&x ", "*x", "!t ", "|", ">", "---\n", "...\n", "? ", ", ", "\xC3\xA9", "\x80", "<<: ", "%"};
+  const std::vector<std::string> pieces{"a",     ": ", "\n", "  ",       "- ",   "[",    "]", "{", "}",
+                                        "\"",    "'",  "#",  "&x ",      "*x",   "!t ",  "|", ">", "---\n",
+                                        "...\n", "? ", ", ", "\xC3\xA9", "\x80", "<<: ", "%"};
   for (int i = 0; i < 2000; ++i) {
     std::string text;
     for (auto n = random.below(40); n > 0; --n) text += pieces[random.below(pieces.size())];
@@ -243,7 +277,8 @@ TEST_CASE("yaml: hostile texts end in findings, never in a crash", "[base][yaml]
 
 TEST_CASE("yaml: one declaration gives the JSON Schema and the reference page", "[base][yaml]") {
   const auto json = cart_schema().json_schema();
-  CHECK(json["properties"]["count"].dump() == R"({"type":"integer","minimum":1,"maximum":64,"description":"How many."})");
+  CHECK(json["properties"]["count"].dump() ==
+        R"({"type":"integer","minimum":1,"maximum":64,"description":"How many."})");
   CHECK(json["properties"]["colour"]["enum"].dump() == R"(["red","green"])");
   CHECK(json["properties"]["degree"]["anyOf"][0]["const"] == "auto");
   CHECK(json["properties"]["wheels"]["anyOf"][1]["items"]["required"][0] == "memory");

@@ -20,7 +20,8 @@ const std::string folder = std::string(ORRERY_SOURCE_DIR) + "/tests/topology/bad
 
 /// Findings with the caret lines, paths shortened to the file's name.
 std::string findings_of(const std::string& path) {
-  const auto set = ConfigSet::read({{path}, {}, std::string(ORRERY_SOURCE_DIR) + "/configs", [](const std::string&) { return std::nullopt; }});
+  const auto set = ConfigSet::read(
+      {{path}, {}, std::string(ORRERY_SOURCE_DIR) + "/configs", [](const std::string&) { return std::nullopt; }});
   auto text = text_of(set.findings());
   for (auto at = text.find(folder); at != std::string::npos; at = text.find(folder)) text.erase(at, folder.size());
   return text;
@@ -51,7 +52,8 @@ TEST_CASE("bad files: every one gives the findings that are expected of it", "[t
   }
 }
 
-TEST_CASE("bad files: a file larger than 1 MiB, a missing file and an empty folder are findings", "[topology][yaml]") {
+TEST_CASE("bad files: a file larger than 1 MiB, a missing file and an empty folder are findings",
+          "[topology][yaml]") {
   Findings findings;
   CHECK(read_yaml("big.yaml", std::string((1 << 20) + 1, ' '), findings).empty());
   REQUIRE(findings.size() == 1);

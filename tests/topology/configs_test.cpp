@@ -16,7 +16,8 @@ namespace {
 const std::string configs = std::string(ORRERY_SOURCE_DIR) + "/configs";
 
 ConfigSet read(std::vector<std::string> inputs, std::vector<std::string> overrides = {}) {
-  return ConfigSet::read({std::move(inputs), std::move(overrides), configs, [](const std::string&) { return std::nullopt; }});
+  return ConfigSet::read(
+      {std::move(inputs), std::move(overrides), configs, [](const std::string&) { return std::nullopt; }});
 }
 
 }  // namespace
@@ -53,7 +54,8 @@ TEST_CASE("configs: a deployment finds its shipped cluster and model by name", "
   }
 }
 
-TEST_CASE("configs: a cluster and a model are enough; without choice or with too much, the message says so", "[topology][configs]") {
+TEST_CASE("configs: a cluster and a model are enough; without choice or with too much, the message says so",
+          "[topology][configs]") {
   const auto two = read({configs + "/clusters/two_nodes.yaml", configs + "/models/cosmos-tiny.yaml"});
   REQUIRE(two.resolve().ok());
   CHECK(two.resolve().value().cluster.card_count() == 4);
@@ -68,13 +70,17 @@ TEST_CASE("configs: published weights are named by a variable that only their us
   const auto& model = set.models().at("cosmos-predict1-7b");
   const auto missing = folder_of(model, [](const std::string&) { return std::nullopt; });
   REQUIRE_FALSE(missing.ok());
-  CHECK(missing.error().text().find("needs the environment variable ORRERY_COSMOS_7B (the folder of nvidia/Cosmos-1.0-Diffusion-7B-Text2World)") != std::string::npos);
+  CHECK(missing.error().text().find("needs the environment variable ORRERY_COSMOS_7B (the folder of "
+                                    "nvidia/Cosmos-1.0-Diffusion-7B-Text2World)") != std::string::npos);
   CHECK(missing.error().text().find("cosmos-predict1-7b.yaml:8: ") != std::string::npos);
   const auto found = folder_of(model, [](const std::string&) { return std::optional<std::string>("/weights/7b"); });
   REQUIRE(found.ok());
   CHECK(found.value() == "/weights/7b");
-  CHECK(component_folder_of(model, "vae", [](const std::string&) { return std::optional<std::string>("/weights/7b"); }).value() == "/weights/7b/vae");
-  CHECK(folder_of(read({configs + "/models/cosmos-tiny.yaml"}).models().at("cosmos-tiny")).value() == configs + "/models/cosmos-tiny");
+  CHECK(component_folder_of(model, "vae", [](const std::string&) {
+          return std::optional<std::string>("/weights/7b");
+        }).value() == "/weights/7b/vae");
+  CHECK(folder_of(read({configs + "/models/cosmos-tiny.yaml"}).models().at("cosmos-tiny")).value() ==
+        configs + "/models/cosmos-tiny");
 }
 
 TEST_CASE("configs: an override reaches the document that owns its key", "[topology][configs]") {
@@ -88,9 +94,11 @@ TEST_CASE("configs: an override reaches the document that owns its key", "[topol
   CHECK(resolved.value().model.defaults.num_frames == 17);
 }
 
-TEST_CASE("configs: a folder in a file starts at the file, one from the command line where the user stands", "[topology][configs]") {
+TEST_CASE("configs: a folder in a file starts at the file, one from the command line where the user stands",
+          "[topology][configs]") {
   const auto set = read({configs + "/models/cosmos-tiny.yaml"}, {"folder=here/model"});
-  CHECK(folder_of(set.models().at("cosmos-tiny")).value() == (std::filesystem::current_path() / "here/model").string());
+  CHECK(folder_of(set.models().at("cosmos-tiny")).value() ==
+        (std::filesystem::current_path() / "here/model").string());
 }
 
 TEST_CASE("configs: a wrong override is a finding that names it", "[topology][configs]") {
@@ -99,14 +107,20 @@ TEST_CASE("configs: a wrong override is a finding that names it", "[topology][co
     return set.findings().empty() ? std::string() : set.findings().front().headline();
   };
   CHECK(headline("parallelism.tensro=4") ==
-        "--set parallelism.tensro=4: error: unknown key 'tensro' in spec.parallelism (did you mean 'tensor'?) [E102]");
+        "--set parallelism.tensro=4: error: unknown key 'tensro' in spec.parallelism (did you mean 'tensor'?) "
+        "[E102]");
   CHECK(headline("paralelism.tensor=4") ==
-        "--set paralelism.tensor=4: error: no document has the key 'paralelism' in its spec (did you mean 'parallelism'?) [E205]");
-  CHECK(headline("nodes[7].hosts=x") == "--set nodes[7].hosts=x: error: cannot set 'spec.nodes[7].hosts': the list has 1 items; the first is [0] [E205]");
+        "--set paralelism.tensor=4: error: no document has the key 'paralelism' in its spec (did you mean "
+        "'parallelism'?) [E205]");
+  CHECK(headline("nodes[7].hosts=x") ==
+        "--set nodes[7].hosts=x: error: cannot set 'spec.nodes[7].hosts': the list has 1 items; the first is [0] "
+        "[E205]");
   CHECK(headline("parallelism.tensor=zwei") ==
-        "--set parallelism.tensor=zwei: error: spec.parallelism.tensor should be a whole number in decimal, not 'zwei' [E111]");
+        "--set parallelism.tensor=zwei: error: spec.parallelism.tensor should be a whole number in decimal, not "
+        "'zwei' [E111]");
   CHECK(headline("slices=4") == "--set slices=4: error: there is no Model document to set it in [E205]");
-  CHECK(headline("nothing") == "--set nothing: error: an override is written PATH=VALUE (e.g. parallelism.tensor=4) [E205]");
+  CHECK(headline("nothing") ==
+        "--set nothing: error: an override is written PATH=VALUE (e.g. parallelism.tensor=4) [E205]");
 }
 
 TEST_CASE("configs: SCHEMA.md is what the declarations say", "[topology][configs]") {

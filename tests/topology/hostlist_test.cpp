@@ -32,13 +32,16 @@ TEST_CASE("host list: what is malformed or too large is refused before anything 
   CHECK(joined("n[1-") == "error: has a '[' that is never closed (write e.g. npu[01-04,07])");
   CHECK(joined("n]1") == "error: has the character ']' in a host name (letters, digits, '-', '.', '_')");
   CHECK(joined("n[4-1]") == "error: has the range '4-1', which runs backward (write e.g. npu[01-04,07])");
-  CHECK(joined("n[01-100]") == "error: has the range '01-100', whose ends have different widths (pad both with zeros)");
+  CHECK(joined("n[01-100]") ==
+        "error: has the range '01-100', whose ends have different widths (pad both with zeros)");
   CHECK(joined("n[x]") == "error: has 'x' in brackets, which is no number or range (write e.g. npu[01-04,07])");
   CHECK(joined("n[]") == "error: has '' in brackets, which is no number or range (write e.g. npu[01-04,07])");
   CHECK(joined("n[1-999999999]") == "error: names more than 4096 hosts");
-  CHECK(joined("n[1-99999999999999999999]") == "error: has '1-99999999999999999999' in brackets, which is no number or range (write e.g. npu[01-04,07])");
+  CHECK(joined("n[1-99999999999999999999]") ==
+        "error: has '1-99999999999999999999' in brackets, which is no number or range (write e.g. npu[01-04,07])");
   CHECK(joined("a[1-64]b[1-64]c[1-64]") == "error: names more than 4096 hosts");
-  CHECK(joined("a[1-2]b[1-2]c[1-2]d[1-2]e[1-2]f[1-2]g[1-2]h[1-2]i[1-2]j[1-2]") == "error: has more than 8 brackets");
+  CHECK(joined("a[1-2]b[1-2]c[1-2]d[1-2]e[1-2]f[1-2]g[1-2]h[1-2]i[1-2]j[1-2]") ==
+        "error: has more than 8 brackets");
   CHECK(joined("n1,n[1-3]") == "error: names host 'n1' twice");
   CHECK(joined("n 1") == "error: has the character ' ' in a host name (letters, digits, '-', '.', '_')");
   CHECK(expand_hosts("n[1-4096]").ok());

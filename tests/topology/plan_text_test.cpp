@@ -13,9 +13,14 @@ namespace {
 const std::string configs = std::string(ORRERY_SOURCE_DIR) + "/configs";
 
 Plan plan_of(const std::string& deployment) {
-  const auto set = ConfigSet::read({{configs + "/deployments/" + deployment + ".yaml"}, {}, configs, [](const std::string&) { return std::nullopt; }});
+  const auto set =
+      ConfigSet::read({{configs + "/deployments/" + deployment + ".yaml"}, {}, configs, [](const std::string&) {
+                         return std::nullopt;
+                       }});
   const auto resolved = set.resolve().value();
-  return make_plan(resolved.cluster, resolved.deployment, demand_of(resolved.model, shape_of(resolved.model.defaults)).value()).value();
+  return make_plan(resolved.cluster, resolved.deployment,
+                   demand_of(resolved.model, shape_of(resolved.model.defaults)).value())
+      .value();
 }
 
 }  // namespace
@@ -57,13 +62,16 @@ TEST_CASE("plan text: YAML is a Plan document that the strict reader takes", "[t
 
 TEST_CASE("plan text: the table shows placement, memory, links and times", "[topology][plan]") {
   const auto text = text_of(plan_of("tensor"), true);
-  for (const auto* line : {"plan of model cosmos-tiny on cluster two_nodes, 4 cards", "STAGE         GROUP  CARD  TYPE  SLICES",
-                           "denoiser      -      n1:0  cpu   0-1 of 8", "              -      n2:1  cpu   6-7 of 8", "decoder       -", "BYTES/STEP",
-                           "between-nodes  n1    n2 ", "denoiser, one step  4 cards, tensor split", "for one video of 16 steps", "every placement was compared"})
+  for (const auto* line :
+       {"plan of model cosmos-tiny on cluster two_nodes, 4 cards", "STAGE         GROUP  CARD  TYPE  SLICES",
+        "denoiser      -      n1:0  cpu   0-1 of 8", "              -      n2:1  cpu   6-7 of 8", "decoder       -",
+        "BYTES/STEP", "between-nodes  n1    n2 ", "denoiser, one step  4 cards, tensor split",
+        "for one video of 16 steps", "every placement was compared"})
     CHECK(text.find(line) != std::string::npos);
   CHECK(text_of(plan_of("demo"), true).find("denoiser tensor=2 cfg=1") != std::string::npos);
   CHECK(text_of(plan_of("demo"), false).find("rejected") == std::string::npos);
-  CHECK(text_of(plan_of("atom_max_7b"), false).find("npu1:0 - npu4:7  atom-max  0-31 of 32, 1 each") != std::string::npos);
+  CHECK(text_of(plan_of("atom_max_7b"), false).find("npu1:0 - npu4:7  atom-max  0-31 of 32, 1 each") !=
+        std::string::npos);
 }
 
 TEST_CASE("plan text: a plan from another process is checked before it is used", "[topology][plan]") {
@@ -79,20 +87,36 @@ TEST_CASE("plan text: a plan from another process is checked before it is used",
   CHECK(said([](Json& j) { j.erase("stages"); }) == "plan: stages is missing");
   CHECK(said([](Json& j) { j["cards"] = Json::array(); }) == "plan: cards should be 1 to 65536 cards");
   CHECK(said([](Json& j) { j["model"] = 7; }) == "plan: model should be text");
-  CHECK(said([](Json& j) { j["cards"][0]["memory_bytes"] = -1; }) == "plan: cards[0].memory_bytes should be a whole number, at most 4611686018427387904");
-  CHECK(said([](Json& j) { j["cards"][0]["index"] = 1.5; }) == "plan: cards[0].index should be a whole number, at most 65535");
-  CHECK(said([](Json& j) { j["stages"][1]["kind"] = "upscaler"; }) == "plan: stages[1].kind is no stage: 'upscaler'");
-  CHECK(said([](Json& j) { j["stages"][1]["split"] = "ring"; }) == "plan: stages[1].split should be tensor or sequence");
+  CHECK(said([](Json& j) { j["cards"][0]["memory_bytes"] = -1; }) ==
+        "plan: cards[0].memory_bytes should be a whole number, at most 4611686018427387904");
+  CHECK(said([](Json& j) { j["cards"][0]["index"] = 1.5; }) ==
+        "plan: cards[0].index should be a whole number, at most 65535");
+  CHECK(said([](Json& j) { j["stages"][1]["kind"] = "upscaler"; }) ==
+        "plan: stages[1].kind is no stage: 'upscaler'");
+  CHECK(said([](Json& j) { j["stages"][1]["split"] = "ring"; }) ==
+        "plan: stages[1].split should be tensor or sequence");
   CHECK(said([](Json& j) { j["stages"][1]["slices"] = 0; }) == "plan: stages[1].slices should be at least 1");
-  CHECK(said([](Json& j) { j["stages"][1]["slices"] = 4000000000U; }) == "plan: stages[1].slices should be a whole number, at most 4096");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][0]["card"] = 4; }) == "plan: stages[1].groups[0].ranks[0].card should be a whole number, at most 3");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][1]["card"] = 0; }) == "plan: stages[1].groups[0].ranks[1].card has a place in this stage already");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][0]["slices"] = {0, 8}; }) == "plan: stages[1].groups[0].ranks[0].slices should be below 8");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][0]["slices"] = {1, 0}; }) == "plan: stages[1].groups[0].ranks[0].slices should be ascending and owned once");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][0]["slices"] = Json::array(); }) == "plan: stages[1].groups[0].ranks[0].slices should not be empty");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"].erase(3); }) == "plan: stages[1].groups[0].ranks should own every slice");
-  CHECK(said([](Json& j) { j["stages"][1]["groups"] = Json::array(); }) == "plan: stages[1].groups should be one, or two for the denoiser");
-  CHECK(said([](Json& j) { std::swap(j["stages"][0], j["stages"][1]); }) == "plan: stages should be in pipeline order");
-  CHECK(said([](Json& j) { j["predicted"][0]["compute_seconds"] = -1; }) == "plan: predicted[0].compute_seconds should be a number, not negative");
+  CHECK(said([](Json& j) { j["stages"][1]["slices"] = 4000000000U; }) ==
+        "plan: stages[1].slices should be a whole number, at most 4096");
+  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][0]["card"] = 4; }) ==
+        "plan: stages[1].groups[0].ranks[0].card should be a whole number, at most 3");
+  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][1]["card"] = 0; }) ==
+        "plan: stages[1].groups[0].ranks[1].card has a place in this stage already");
+  CHECK(said([](Json& j) {
+          j["stages"][1]["groups"][0]["ranks"][0]["slices"] = {0, 8};
+        }) == "plan: stages[1].groups[0].ranks[0].slices should be below 8");
+  CHECK(said([](Json& j) {
+          j["stages"][1]["groups"][0]["ranks"][0]["slices"] = {1, 0};
+        }) == "plan: stages[1].groups[0].ranks[0].slices should be ascending and owned once");
+  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"][0]["slices"] = Json::array(); }) ==
+        "plan: stages[1].groups[0].ranks[0].slices should not be empty");
+  CHECK(said([](Json& j) { j["stages"][1]["groups"][0]["ranks"].erase(3); }) ==
+        "plan: stages[1].groups[0].ranks should own every slice");
+  CHECK(said([](Json& j) { j["stages"][1]["groups"] = Json::array(); }) ==
+        "plan: stages[1].groups should be one, or two for the denoiser");
+  CHECK(said([](Json& j) { std::swap(j["stages"][0], j["stages"][1]); }) ==
+        "plan: stages should be in pipeline order");
+  CHECK(said([](Json& j) { j["predicted"][0]["compute_seconds"] = -1; }) ==
+        "plan: predicted[0].compute_seconds should be a number, not negative");
   CHECK(said([](Json& j) { j["exhaustive"] = 1; }) == "plan: exhaustive should be true or false");
 }

@@ -82,7 +82,8 @@ StageDemand decoder() {
 Demand demand_of_stages(std::vector<StageDemand> stages) { return {"toy", "float32", 1 << 16, std::move(stages)}; }
 
 /// Everything that must hold of any plan; empty when it does.
-std::string broken_rule(const Plan& plan, const Demand& demand, const ClusterSpec& cluster, const std::set<std::uint32_t>& lost = {}) {
+std::string broken_rule(const Plan& plan, const Demand& demand, const ClusterSpec& cluster,
+                        const std::set<std::uint32_t>& lost = {}) {
   if (plan.cards.size() != cluster.card_count()) return "cards are missing";
   if (plan.stages.size() != demand.stages.size()) return "stages are missing";
   std::vector<MemoryBill> bills(plan.cards.size());
@@ -90,7 +91,8 @@ std::string broken_rule(const Plan& plan, const Demand& demand, const ClusterSpe
     const auto& stage = demand.stages[i];
     const auto& placed = plan.stages[i];
     if (placed.kind != stage.kind) return "a stage is out of order";
-    if (placed.groups.empty() || placed.groups.size() > (stage.kind == StageKind::denoiser ? stage.branches : 1U)) return "a stage has a wrong number of groups";
+    if (placed.groups.empty() || placed.groups.size() > (stage.kind == StageKind::denoiser ? stage.branches : 1U))
+      return "a stage has a wrong number of groups";
     std::set<std::uint32_t> used;
     for (std::size_t g = 0; g < placed.groups.size(); ++g) {
       std::uint32_t next = 0;
@@ -121,12 +123,15 @@ ClusterSpec random_cluster(Random& random, std::size_t nodes_most, std::size_t c
   std::vector<std::vector<TestCard>> nodes(1 + random.below(nodes_most));
   for (auto& node : nodes) {
     node.resize(1 + random.below(cards_most));
-    for (auto& card : node) card = {(std::uint64_t{20} << 20) << random.below(4), 1e9 * static_cast<double>(1 + random.below(3))};
+    for (auto& card : node)
+      card = {(std::uint64_t{20} << 20) << random.below(4), 1e9 * static_cast<double>(1 + random.below(3))};
   }
   auto cluster = cluster_of(nodes);
   const LinkShape shapes[] = {LinkShape::mesh, LinkShape::ports, LinkShape::ring, LinkShape::shared};
-  cluster.within_node = {"in", 1e9 * static_cast<double>(1 + random.below(10)), 1e-6 * static_cast<double>(random.below(50)), shapes[random.below(4)]};
-  cluster.between_nodes = {"out", 1e8 * static_cast<double>(1 + random.below(20)), 1e-6 * static_cast<double>(random.below(200)), shapes[random.below(4)]};
+  cluster.within_node = {"in", 1e9 * static_cast<double>(1 + random.below(10)),
+                         1e-6 * static_cast<double>(random.below(50)), shapes[random.below(4)]};
+  cluster.between_nodes = {"out", 1e8 * static_cast<double>(1 + random.below(20)),
+                           1e-6 * static_cast<double>(random.below(200)), shapes[random.below(4)]};
   return cluster;
 }
 
@@ -140,12 +145,16 @@ std::size_t cards_in(const PlannedStage& stage) {
 
 }  // namespace
 
-TEST_CASE("planner: every placement on random clusters is legal, or the refusal names a card", "[topology][planner]") {
+TEST_CASE("planner: every placement on random clusters is legal, or the refusal names a card",
+          "[topology][planner]") {
   Random random(2026);
   std::size_t planned = 0, refused = 0;
   for (int i = 0; i < 400; ++i) {
     const auto cluster = random_cluster(random, 6, 6);
-    const auto demand = demand_of_stages({encoder(), denoiser(static_cast<std::uint32_t>(1 + random.below(12)), static_cast<std::uint32_t>(1 + random.below(2))), decoder()});
+    const auto demand = demand_of_stages({encoder(),
+                                          denoiser(static_cast<std::uint32_t>(1 + random.below(12)),
+                                                   static_cast<std::uint32_t>(1 + random.below(2))),
+                                          decoder()});
     DeploymentSpec deployment;
     if (random.below(3) == 0) deployment.parallelism.tensor = static_cast<std::uint32_t>(1 + random.below(6));
     if (random.below(4) == 0) deployment.parallelism.cfg = static_cast<std::uint32_t>(1 + random.below(2));
@@ -166,7 +175,8 @@ TEST_CASE("planner: every placement on random clusters is legal, or the refusal 
       ++refused;
       CHECK(plan.error().code == ErrorCode::no_feasible_plan);
       const auto& said = plan.error().message;
-      CHECK((said.find("card n") != std::string::npos || said.find("[E30") != std::string::npos || said.find("no card is left") != std::string::npos));
+      CHECK((said.find("card n") != std::string::npos || said.find("[E30") != std::string::npos ||
+             said.find("no card is left") != std::string::npos));
     }
   }
   CHECK(planned > 100);
@@ -193,7 +203,9 @@ TEST_CASE("planner: on small clusters no placement is faster than the chosen one
       auto rest = code;
       for (std::uint32_t c = 0; c < cards.size(); ++c, rest /= 3)
         if (rest % 3 > 0) groups[rest % 3 - 1].push_back(c);
-      if (groups[0].empty() || groups[0].size() > 4 || groups[1].size() > 4 || (!groups[1].empty() && stage.branches < 2)) continue;
+      if (groups[0].empty() || groups[0].size() > 4 || groups[1].size() > 4 ||
+          (!groups[1].empty() && stage.branches < 2))
+        continue;
       for (const auto split : {Split::tensor, Split::sequence}) {
         PlannedStage placed{StageKind::denoiser, split, 4, {}};
         for (const auto& own : groups) {
@@ -253,13 +265,17 @@ TEST_CASE("planner: no other sharing of slices makes the slowest rank faster", "
     CHECK(std::accumulate(chosen.begin(), chosen.end(), 0U) == slices);
     CHECK(slowest == best);
   }
-  CHECK(share_out(8, std::vector<double>{1, 1, 1}, std::vector<std::uint32_t>{8, 8, 8}) == std::vector<std::uint32_t>{3, 3, 2});
-  CHECK(share_out(8, std::vector<double>{3, 3, 3, 1}, std::vector<std::uint32_t>{8, 8, 8, 8}) == std::vector<std::uint32_t>{1, 1, 1, 5});
-  CHECK(share_out(6, std::vector<double>{1, 1, 1.0 / 3}, std::vector<std::uint32_t>{8, 8, 8}) == std::vector<std::uint32_t>{1, 1, 4});
+  CHECK(share_out(8, std::vector<double>{1, 1, 1}, std::vector<std::uint32_t>{8, 8, 8}) ==
+        std::vector<std::uint32_t>{3, 3, 2});
+  CHECK(share_out(8, std::vector<double>{3, 3, 3, 1}, std::vector<std::uint32_t>{8, 8, 8, 8}) ==
+        std::vector<std::uint32_t>{1, 1, 1, 5});
+  CHECK(share_out(6, std::vector<double>{1, 1, 1.0 / 3}, std::vector<std::uint32_t>{8, 8, 8}) ==
+        std::vector<std::uint32_t>{1, 1, 4});
   CHECK(share_out(2, std::vector<double>{1, 1, 1}, std::vector<std::uint32_t>{2, 2, 2}).empty());
 }
 
-TEST_CASE("planner: the same input gives the same bytes, and names of cards do not matter to the time", "[topology][planner]") {
+TEST_CASE("planner: the same input gives the same bytes, and names of cards do not matter to the time",
+          "[topology][planner]") {
   Random random(3);
   for (int i = 0; i < 20; ++i) {
     const auto cluster = random_cluster(random, 4, 3);
@@ -307,7 +323,8 @@ TEST_CASE("planner: all cards are used when the links are fast, one when they ar
   cluster.within_node.latency = 1e-7;
   const auto plan = make_plan(cluster, {}, demand).value();
   CHECK(cards_in(denoiser_in(plan)) == 2);
-  CHECK(plan.cards[denoiser_in(plan).groups[0].ranks[0].card].node == plan.cards[denoiser_in(plan).groups[0].ranks[1].card].node);
+  CHECK(plan.cards[denoiser_in(plan).groups[0].ranks[0].card].node ==
+        plan.cards[denoiser_in(plan).groups[0].ranks[1].card].node);
 }
 
 TEST_CASE("planner: guidance branches go to different cards before a branch is split", "[topology][planner]") {
@@ -318,7 +335,10 @@ TEST_CASE("planner: guidance branches go to different cards before a branch is s
 }
 
 TEST_CASE("planner: a card three times as fast gets the more slices", "[topology][planner]") {
-  const auto set = ConfigSet::read({{configs + "/clusters/uneven.yaml", configs + "/models/cosmos-tiny.yaml"}, {"parallelism.tensor=4", "parallelism.cfg=1"}, configs, process_environment()});
+  const auto set = ConfigSet::read({{configs + "/clusters/uneven.yaml", configs + "/models/cosmos-tiny.yaml"},
+                                    {"parallelism.tensor=4", "parallelism.cfg=1"},
+                                    configs,
+                                    process_environment()});
   const auto resolved = set.resolve().value();
   const auto demand = demand_of(resolved.model, shape_of(resolved.model.defaults)).value();
   const auto plan = make_plan(resolved.cluster, resolved.deployment, demand).value();
@@ -358,11 +378,19 @@ TEST_CASE("planner: a request that cannot be met says what can", "[topology][pla
     const auto plan = make_plan(cluster, deployment, demand_of_stages({denoiser(3, branches)}));
     return plan.ok() ? std::string("a plan") : plan.error().text();
   };
-  CHECK(said({4, {}, {}}) == "parallelism.tensor=4 is more than the 3 slices of model 'toy' [E301] (use 1 to 3, or auto)");
-  CHECK(said({3, {}, 2}) == "parallelism.tensor=3 with cfg=2 needs 6 cards, and 4 are usable on cluster 'test' [E302] (use 1 to 2, or auto)");
-  CHECK(said({{}, 3, 2}) == "parallelism.sequence=3 with cfg=2 needs 6 cards, and 4 are usable on cluster 'test' [E302] (use 1 to 2, or auto)");
-  CHECK(said({2, 2, {}}) == "parallelism.tensor=2 and parallelism.sequence=2 are not combined [E303] (set one of them to 1 or auto)");
-  CHECK(said({{}, {}, 2}, 1) == "parallelism.cfg=2 needs guidance, and this request has one branch [E304] (set guidance_scale above 1, or cfg to auto)");
+  CHECK(said({4, {}, {}}) ==
+        "parallelism.tensor=4 is more than the 3 slices of model 'toy' [E301] (use 1 to 3, or auto)");
+  CHECK(said({3, {}, 2}) ==
+        "parallelism.tensor=3 with cfg=2 needs 6 cards, and 4 are usable on cluster 'test' [E302] (use 1 to 2, or "
+        "auto)");
+  CHECK(said({{}, 3, 2}) ==
+        "parallelism.sequence=3 with cfg=2 needs 6 cards, and 4 are usable on cluster 'test' [E302] (use 1 to 2, "
+        "or auto)");
+  CHECK(said({2, 2, {}}) ==
+        "parallelism.tensor=2 and parallelism.sequence=2 are not combined [E303] (set one of them to 1 or auto)");
+  CHECK(said({{}, {}, 2}, 1) ==
+        "parallelism.cfg=2 needs guidance, and this request has one branch [E304] (set guidance_scale above 1, or "
+        "cfg to auto)");
 }
 
 TEST_CASE("planner: a model that does not fit names the card and the shortfall", "[topology][planner]") {
@@ -371,15 +399,18 @@ TEST_CASE("planner: a model that does not fit names the card and the shortfall",
   const auto two = make_plan(cluster_of({{{}}, {{}}}), {}, demand_of_stages({stage}));
   REQUIRE_FALSE(two.ok());
   CHECK(two.error().code == ErrorCode::no_feasible_plan);
-  CHECK(two.error().message == "model 'toy' does not fit cluster 'test': card n1:0 has 1.00 GiB for the denoiser, which needs at least 3.51 GiB there (2.51 GiB too little)");
+  CHECK(two.error().message ==
+        "model 'toy' does not fit cluster 'test': card n1:0 has 1.00 GiB for the denoiser, which needs at least "
+        "3.51 GiB there (2.51 GiB too little)");
   CHECK(two.error().hint == "add cards or memory, or ask for fewer or smaller frames");
   // Eight cards of the same size hold it in tensor split only.
   const auto eight = make_plan(cluster_of({{{}, {}, {}, {}}, {{}, {}, {}, {}}}), {}, demand_of_stages({stage}));
   REQUIRE(eight.ok());
   CHECK(denoiser_in(eight.value()).split == Split::tensor);
-  const bool explained = std::any_of(eight.value().rejected.begin(), eight.value().rejected.end(), [](const RejectedPlan& one) {
-    return one.what == "denoiser sequence=8 cfg=1" && one.why == "n1:0 needs 4.00 GiB of 1.00 GiB";
-  });
+  const bool explained =
+      std::any_of(eight.value().rejected.begin(), eight.value().rejected.end(), [](const RejectedPlan& one) {
+        return one.what == "denoiser sequence=8 cfg=1" && one.why == "n1:0 needs 4.00 GiB of 1.00 GiB";
+      });
   CHECK(explained);
 }
 
@@ -387,7 +418,8 @@ TEST_CASE("planner: an uneven budget gives the card with less memory fewer slice
   auto stage = denoiser(8, 1);
   DeploymentSpec both;
   both.parallelism = {2, 1, 1};
-  const auto plan = make_plan(cluster_of({{{std::uint64_t{24} << 20, 1e9}, {std::uint64_t{1} << 30, 1e9}}}), both, demand_of_stages({stage}));
+  const auto plan = make_plan(cluster_of({{{std::uint64_t{24} << 20, 1e9}, {std::uint64_t{1} << 30, 1e9}}}), both,
+                              demand_of_stages({stage}));
   REQUIRE(plan.ok());
   CHECK(denoiser_in(plan.value()).groups[0].ranks[0].slices.size() == 2);
   CHECK(denoiser_in(plan.value()).groups[0].ranks[1].slices.size() == 6);
@@ -406,6 +438,23 @@ TEST_CASE("planner: stages that do not fit on one card go to others", "[topology
   CHECK(one.error().message.find("card n1:0 has ") != std::string::npos);
 }
 
+TEST_CASE("planner: a stage that is split finds the cards that the denoiser left free, though all cards are alike",
+          "[topology][planner]") {
+  auto stage = denoiser(8, 1);
+  stage.weight_bytes_sliced = std::uint64_t{900} << 20;
+  auto text = encoder();
+  text.weight_bytes_sliced = std::uint64_t{900} << 20;
+  DeploymentSpec one;
+  one.parallelism = {1, 1, 1};
+  const auto demand = demand_of_stages({text, stage, decoder()});
+  for (const auto& cluster : {cluster_of({{{}, {}}}), cluster_of({{{}}, {{}}}),
+                              cluster_of(std::vector<std::vector<TestCard>>(40, std::vector<TestCard>(4)))}) {
+    const auto plan = make_plan(cluster, one, demand);
+    REQUIRE(plan.ok());
+    CHECK(broken_rule(plan.value(), demand, cluster) == "");
+  }
+}
+
 TEST_CASE("planner: pins and lost cards are kept out", "[topology][planner]") {
   const auto cluster = cluster_of({{{}, {}}, {{}, {}}});
   const auto demand = demand_of_stages({encoder(), denoiser(), decoder()});
@@ -419,22 +468,29 @@ TEST_CASE("planner: pins and lost cards are kept out", "[topology][planner]") {
   const auto after = make_plan(cluster, deployment, demand, {2}).value();
   CHECK(cards_in(denoiser_in(after)) == 1);
   CHECK(broken_rule(after, demand, cluster, {2}) == "");
-  CHECK(make_plan(cluster, deployment, demand, {2, 3}).error().message == "no card is left for the denoiser on cluster 'test'");
+  CHECK(make_plan(cluster, deployment, demand, {2, 3}).error().message ==
+        "no card is left for the denoiser on cluster 'test'");
   deployment.placement.denoiser = {"n3"};
-  CHECK(make_plan(cluster, deployment, demand).error().text() == "placement of the denoiser: 'n3' names no host of cluster 'test' [E305] (did you mean 'n1'?)");
+  CHECK(make_plan(cluster, deployment, demand).error().text() ==
+        "placement of the denoiser: 'n3' names no host of cluster 'test' [E305] (did you mean 'n1'?)");
   deployment.placement.denoiser = {"n2:7"};
-  CHECK(make_plan(cluster, deployment, demand).error().text() == "placement of the denoiser: 'n2:7' names no card of host 'n2' [E305] (it has cards 0 to 1)");
+  CHECK(make_plan(cluster, deployment, demand).error().text() ==
+        "placement of the denoiser: 'n2:7' names no card of host 'n2' [E305] (it has cards 0 to 1)");
 }
 
-TEST_CASE("planner: Cosmos 7B on a rack of ATOM-Max: branches apart, tokens split, and the figures of the paper", "[topology][planner]") {
-  const auto set = ConfigSet::read({{configs + "/deployments/atom_max_7b.yaml"}, {}, configs, [](const std::string&) { return std::nullopt; }});
+TEST_CASE("planner: Cosmos 7B on a rack of ATOM-Max: branches apart, tokens split, and the figures of the paper",
+          "[topology][planner]") {
+  const auto set = ConfigSet::read(
+      {{configs + "/deployments/atom_max_7b.yaml"}, {}, configs, [](const std::string&) { return std::nullopt; }});
   const auto resolved = set.resolve().value();
   const auto demand = demand_of(resolved.model, shape_of(resolved.model.defaults)).value();
   const auto& work = demand.stages[1];
   CHECK(work.rows == 56320);
   CHECK(work.flops_linear + work.flops_attention == Approx(2.209e15).epsilon(0.001));
-  CHECK(static_cast<double>(work.weight_bytes_sliced + work.weight_bytes_replicated) == Approx(14.47e9).epsilon(0.002));
-  CHECK(static_cast<double>(demand.stages[0].weight_bytes_sliced + demand.stages[0].weight_bytes_replicated) == Approx(9.73e9).epsilon(0.001));
+  CHECK(static_cast<double>(work.weight_bytes_sliced + work.weight_bytes_replicated) ==
+        Approx(14.47e9).epsilon(0.002));
+  CHECK(static_cast<double>(demand.stages[0].weight_bytes_sliced + demand.stages[0].weight_bytes_replicated) ==
+        Approx(9.73e9).epsilon(0.001));
   CHECK(demand.stages[2].flops_linear == Approx(61.3e12).epsilon(0.005));
   CHECK(demand.stages[2].weight_bytes_replicated == Approx(2 * 62738560.0).epsilon(0.01));
   CHECK(demand.latent_bytes == 3604480 * 4);
@@ -453,18 +509,22 @@ TEST_CASE("planner: Cosmos 7B on a rack of ATOM-Max: branches apart, tokens spli
   CHECK(static_cast<double>(bytes) == Approx(2 * 84 * 7 * 56320.0 * 4096 * (4 + 2)).epsilon(1e-9));
 }
 
-TEST_CASE("planner: Cosmos 14B has the published work and weights; sizes that do not fit it are refused", "[topology][planner]") {
-  const auto set = ConfigSet::read({{configs + "/models/cosmos-predict1-14b.yaml"}, {}, configs, process_environment()});
+TEST_CASE("planner: Cosmos 14B has the published work and weights; sizes that do not fit it are refused",
+          "[topology][planner]") {
+  const auto set =
+      ConfigSet::read({{configs + "/models/cosmos-predict1-14b.yaml"}, {}, configs, process_environment()});
   const auto& model = set.models().at("cosmos-predict1-14b");
   const auto demand = demand_of(model, shape_of(model.defaults)).value();
   CHECK(demand.stages[1].flops_linear + demand.stages[1].flops_attention == Approx(3.848e15).epsilon(0.001));
-  CHECK(static_cast<double>(demand.stages[1].weight_bytes_sliced + demand.stages[1].weight_bytes_replicated) == Approx(28.53e9).epsilon(0.002));
+  CHECK(static_cast<double>(demand.stages[1].weight_bytes_sliced + demand.stages[1].weight_bytes_replicated) ==
+        Approx(28.53e9).epsilon(0.002));
   auto shape = shape_of(model.defaults);
   shape.size = {1280, 712};
   CHECK(demand_of(model, shape).error().message == "a frame of 1280x712 does not fit model 'cosmos-predict1-14b'");
   shape = shape_of(model.defaults);
   shape.num_frames = 120;
-  CHECK(demand_of(model, shape).error().text() == "120 frames do not fit model 'cosmos-predict1-14b' (use a multiple of 8, plus 1)");
+  CHECK(demand_of(model, shape).error().text() ==
+        "120 frames do not fit model 'cosmos-predict1-14b' (use a multiple of 8, plus 1)");
   auto without = model;
   without.geometry.reset();
   CHECK(demand_of(without, shape).error().code == ErrorCode::invalid_config);
