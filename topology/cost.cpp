@@ -1,0 +1,266 @@
+#include "topology/cost.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <tuple>
+
+#include "base/row_split.hpp"
+#include "base/slice_tree.hpp"
+#include "topology/planner.hpp"
+
+namespace orrery::topology {
+namespace {
+
+std::uint64_t part_of(std::uint64_t bytes, std::uint64_t part, std::uint64_t whole) {
+  return static_cast<std::uint64_t>((static_cast<unsigned __int128>(bytes) * part + whole - 1) / whole);
+}
+
+/// Bytes that flow at the same time, summed up by port.
+class Traffic {
+public:
+  Traffic(const ClusterSpec& cluster, const std::vector<CardView>& views)
+      : cluster_(cluster),
+        views_(views),
+        card_in_(views.size()),
+        card_out_(views.size()),
+        node_in_(cluster.nodes.size()),
+        node_out_(cluster.nodes.size()) {}
+
+  void add(std::uint32_t from, std::uint32_t to, double bytes) {
+    const auto a = views_[from].node, b = views_[to].node;
+    auto& pair = pairs_[{a == b ? from : a, a == b ? to : b, a == b}];
+    pair += bytes;
+    if (a == b) {
+      card_out_[from] += bytes;
+      card_in_[to] += bytes;
+      within_total_[a] += bytes;
+    } else {
+      node_out_[a] += bytes;
+      node_in_[b] += bytes;
+      between_total_ += bytes;
+    }
+  }
+
+  /// Until the last byte has passed the busiest port.
+  double seconds() const {
+    double within = 0, between = 0, within_pair = 0, between_pair = 0;
+    for (const auto& [key, bytes] : pairs_)
+      (std::get<2>(key) ? within_pair : between_pair) =
+          std::max(std::get<2>(key) ? within_pair : between_pair, bytes);
+    for (std::size_t i = 0; i < card_in_.size(); ++i) within = std::max({within, card_in_[i], card_out_[i]});
+    for (std::size_t i = 0; i < node_in_.size(); ++i) between = std::max({between, node_in_[i], node_out_[i]});
+    double shared = 0;
+    for (const auto& [node, bytes] : within_total_) shared = std::max(shared, bytes);
+    std::size_t cards_most = 1;
+    for (const auto& [node, bytes] : within_total_)
+      cards_most = std::max(cards_most, cluster_.nodes[node].cards.size());
+    return std::max(of_shape(cluster_.within_node, within, within_pair, shared, cards_most),
+                    of_shape(cluster_.between_nodes, between, between_pair, between_total_, cluster_.nodes.size()));
+  }
+
+private:
+  static double of_shape(const Link& link, double port, double pair, double total, std::size_t members) {
+    const double bandwidth = std::max(link.bandwidth, 1.0);
+    switch (link.shape) {
+      case LinkShape::mesh: return pair / bandwidth;
+      case LinkShape::ports: return port / bandwidth;
+      // In a ring with both directions a byte passes a quarter of the members on average.
+      case LinkShape::ring: return port * std::max(1.0, static_cast<double>(members) / 4) / bandwidth;
+      case LinkShape::shared: return total / bandwidth;
+    }
+    return port / bandwidth;
+  }
+
+  const ClusterSpec& cluster_;
+  const std::vector<CardView>& views_;
+  std::vector<double> card_in_, card_out_, node_in_, node_out_;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, bool>, double> pairs_;
+  std::map<std::uint32_t, double> within_total_;
+  double between_total_ = 0;
+};
+
+/// One collective of a stage: what each rank of a group sends to each other rank.
+enum class Collective : std::uint8_t { reduce_scatter, all_gather, all_to_all };
+
+template <class Add>
+void flows_of(const StageDemand& stage, const PlannedGroup& group, Collective collective, const Add& add) {
+  std::vector<std::uint32_t> shares;
+  for (const auto& rank : group.ranks) shares.push_back(static_cast<std::uint32_t>(owned(rank)));
+  const auto rows = split_rows(stage.rows, shares);
+  const double width = static_cast<double>(stage.width), slices = std::max(1U, stage.slices);
+  for (std::size_t from = 0; from < shares.size(); ++from) {
+    double pieces = 1;
+    if (collective == Collective::reduce_scatter)
+      pieces = static_cast<double>(pieces_of(group.ranks[from].slices, stage.slices).size());
+    for (std::size_t to = 0; to < shares.size(); ++to) {
+      if (from == to) continue;
+      double bytes = 0;
+      switch (collective) {
+        case Collective::reduce_scatter:
+          bytes = static_cast<double>(rows[to].count()) * width * stage.reduce_element_bytes * pieces;
+          break;
+        case Collective::all_gather:
+          bytes = static_cast<double>(rows[from].count()) * width * stage.gather_element_bytes;
+          break;
+        case Collective::all_to_all:
+          bytes =
+              static_cast<double>(rows[from].count()) * width * (shares[to] / slices) * stage.gather_element_bytes;
+          break;
+      }
+      add(group.ranks[from].card, group.ranks[to].card, bytes);
+    }
+  }
+}
+
+/// The collectives of one block and how often each runs.
+std::vector<std::pair<Collective, double>> collectives_of(const StageDemand& stage, Split split) {
+  if (split == Split::sequence) return {{Collective::all_to_all, stage.all_to_alls_per_block}};
+  return {{Collective::reduce_scatter, stage.reduces_per_block}, {Collective::all_gather, stage.reduces_per_block}};
+}
+
+/// How often a block's collectives run in what is predicted (one step, or the whole stage).
+double rounds_of(const StageDemand& stage, const PlannedStage& placed) {
+  return static_cast<double>(stage.blocks) * (placed.groups.size() > 1 ? 1 : std::max(1U, stage.branches));
+}
+
+/// (p-1) latencies of the rank with the dearest peers.
+double latency_of(const ClusterSpec& cluster, const std::vector<CardView>& views, const PlannedGroup& group) {
+  std::map<std::uint32_t, std::size_t> on_node;
+  for (const auto& rank : group.ranks) ++on_node[views[rank.card].node];
+  double most = 0;
+  for (const auto& [node, count] : on_node)
+    most = std::max(most, static_cast<double>(count - 1) * cluster.within_node.latency +
+                              static_cast<double>(group.ranks.size() - count) * cluster.between_nodes.latency);
+  return most;
+}
+
+}  // namespace
+
+std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dtype) {
+  std::vector<CardView> views;
+  for (std::uint32_t node = 0; node < cluster.nodes.size(); ++node)
+    for (const auto& card : cluster.nodes[node].cards) {
+      const auto& type = cluster.type_of(card);
+      const double rate = std::max(type.compute_of(dtype) * card.compute_share, 1.0);
+      views.push_back({node, rate * type.efficiency.linear, rate * type.efficiency.attention,
+                       std::max(type.memory_bandwidth, 1.0), card.memory, card.type});
+    }
+  return views;
+}
+
+double stage_seconds_on(const StageDemand& stage, const CardView& card) {
+  return stage.flops_linear / card.linear + stage.flops_attention / card.attention;
+}
+
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices,
+                     std::uint64_t ranks, bool two_groups) {
+  const std::uint64_t whole = std::max(1U, stage.slices);
+  MemoryBill bill;
+  bill.weights =
+      stage.weight_bytes_replicated +
+      (split == Split::tensor ? part_of(stage.weight_bytes_sliced, slices, whole) : stage.weight_bytes_sliced);
+  bill.activations = stage.activation_bytes_fixed + part_of(stage.activation_bytes_split, slices, whole);
+  if (ranks > 1) {
+    const auto row_bytes = part_of(stage.rows, slices, whole) * stage.width;
+    // Partial sums of the others for the own rows; or tokens and heads in flight both ways.
+    bill.buffers = split == Split::tensor ? row_bytes * stage.reduce_element_bytes * (ranks - 1)
+                                          : 2 * row_bytes * stage.gather_element_bytes;
+  }
+  if (two_groups) bill.buffers += 2 * demand.latent_bytes;
+  return bill;
+}
+
+PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>& views, const Demand& demand,
+                         const StageDemand& stage, const PlannedStage& placed) {
+  PredictedStage result;
+  result.kind = stage.kind;
+  const double whole = std::max(1U, stage.slices),
+               branches = placed.groups.size() > 1 ? 1 : std::max(1U, stage.branches);
+  bool exchanges = false;
+  for (const auto& group : placed.groups) {
+    exchanges |= group.ranks.size() > 1;
+    for (const auto& rank : group.ranks) {
+      const double part = static_cast<double>(owned(rank)) / whole;
+      const auto& card = views[rank.card];
+      const double weights =
+          static_cast<double>(stage.weight_bytes_replicated) +
+          static_cast<double>(stage.weight_bytes_sliced) * (placed.split == Split::tensor ? part : 1);
+      result.compute_seconds =
+          std::max(result.compute_seconds,
+                   branches * std::max(part * stage_seconds_on(stage, card), weights / card.memory_bandwidth));
+    }
+  }
+  if (exchanges)
+    for (const auto& [collective, count] : collectives_of(stage, placed.split)) {
+      Traffic traffic(cluster, views);
+      double latency = 0;
+      for (const auto& group : placed.groups) {
+        flows_of(stage, group, collective,
+                 [&](std::uint32_t from, std::uint32_t to, double bytes) { traffic.add(from, to, bytes); });
+        latency = std::max(latency, latency_of(cluster, views, group));
+      }
+      result.exchange_seconds += rounds_of(stage, placed) * count * (latency + traffic.seconds());
+    }
+  if (placed.groups.size() > 1) {
+    // The branches hand each other one latent.
+    const bool near = views[placed.groups[0].ranks[0].card].node == views[placed.groups[1].ranks[0].card].node;
+    const auto& link = near ? cluster.within_node : cluster.between_nodes;
+    result.exchange_seconds +=
+        link.latency + static_cast<double>(demand.latent_bytes) / std::max(link.bandwidth, 1.0);
+  }
+  return result;
+}
+
+std::vector<PlannedCard> cards_of(const ClusterSpec& cluster, const std::string& dtype) {
+  const auto views = views_of(cluster, dtype);
+  double slowest = std::numeric_limits<double>::infinity();
+  for (const auto& view : views) slowest = std::min(slowest, view.linear);
+  std::vector<PlannedCard> cards;
+  for (const auto& node : cluster.nodes)
+    for (std::uint32_t index = 0; index < node.cards.size(); ++index) {
+      const auto& card = node.cards[index];
+      cards.push_back(
+          {node.name, index, card.type, card.memory, views[cards.size()].linear / slowest, card.threads});
+    }
+  return cards;
+}
+
+PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
+                       const PlannedStage& placed) {
+  return predicted(cluster, views_of(cluster, demand.dtype), demand, stage, placed);
+}
+
+std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
+                                 const PlannedStage& placed) {
+  const auto views = views_of(cluster, demand.dtype);
+  std::map<std::pair<std::uint32_t, std::uint32_t>, double> bytes;
+  for (const auto& group : placed.groups)
+    for (const auto& [collective, count] : collectives_of(stage, placed.split))
+      flows_of(stage, group, collective,
+               [&, times = count * rounds_of(stage, placed)](std::uint32_t from, std::uint32_t to, double one) {
+                 bytes[{views[from].node, views[to].node}] += one * times;
+               });
+  if (placed.groups.size() > 1) {
+    const auto a = views[placed.groups[0].ranks[0].card].node, b = views[placed.groups[1].ranks[0].card].node;
+    bytes[{a, b}] += static_cast<double>(demand.latent_bytes);
+    bytes[{b, a}] += static_cast<double>(demand.latent_bytes);
+  }
+  std::vector<LinkLoad> loads;
+  for (const auto& [nodes, sum] : bytes) {
+    const auto& link = nodes.first == nodes.second ? cluster.within_node : cluster.between_nodes;
+    loads.push_back({cluster.nodes[nodes.first].name, cluster.nodes[nodes.second].name, link.name,
+                     static_cast<std::uint64_t>(sum), sum / std::max(link.bandwidth, 1.0)});
+  }
+  return loads;
+}
+
+MemoryBill bill_of(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, std::size_t group,
+                   std::size_t rank) {
+  const auto& ranks = placed.groups.at(group).ranks;
+  auto bill = rank_bill(demand, stage, placed.split, owned(ranks.at(rank)), ranks.size(), placed.groups.size() > 1);
+  bill.card = ranks.at(rank).card;
+  return bill;
+}
+
+}  // namespace orrery::topology
