@@ -23,7 +23,9 @@ CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card
       deadline_(deadline),
       add_client_(std::move(add_client)) {}
 
-CardRuntime::~CardRuntime() {
+CardRuntime::~CardRuntime() { stop(); }
+
+void CardRuntime::stop() {
   std::map<std::uint8_t, std::unique_ptr<LaneWorker>> workers;
   {
     const std::lock_guard lock(mutex_);
@@ -34,7 +36,12 @@ CardRuntime::~CardRuntime() {
     workers.swap(workers_);
   }
   workers.clear();  // Joins.
-  for (const auto& [key, runner] : lanes_) card_->close_lane(runner->lane());
+  for (auto& [key, runner] : lanes_) {
+    const auto id = runner->lane();
+    runner.reset();
+    card_->close_lane(id);
+  }
+  lanes_.clear();
 }
 
 LaneWorker& CardRuntime::worker(std::uint8_t stage) {

@@ -45,6 +45,8 @@ public:
   void open_lane(const OpenLane& order, Reply reply);
   void run(const RunProgram& order, Reply reply);
   void close_lane(const CloseLane& order, Reply reply);
+  /// Ends all lanes and threads; nothing may be ordered afterwards. Card memory stays until the destructor.
+  void stop();
   /// The request's programs end with `cancelled` as soon as they notice: within one command.
   void cancel(std::uint64_t request);
 

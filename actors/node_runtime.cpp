@@ -72,12 +72,16 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::create(const NodeRuntimeOption
   return node;
 }
 
-NodeRuntime::~NodeRuntime() { cards_.clear(); }
+NodeRuntime::~NodeRuntime() {
+  for (const auto& [number, card] : cards_) card->stop();
+  exchange_.reset();  // Lets go of card memory that was lent to a neighbour that died.
+  cards_.clear();
+}
 
 std::string NodeRuntime::data_address() const { return exchange_->address(); }
 
 Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function<bool(std::uint64_t, std::uint64_t)>& progress) {
-  cards_.clear();
+  for (const auto& [number, card] : cards_) card->stop();
   ORRERY_TRY(plan_json, parse_json(order.plan, "plan"));
   ORRERY_TRY(plan, topology::plan_from_json(plan_json));
   ORRERY_TRY(folder, compiler::open_model_folder(order.model_folder));
@@ -102,6 +106,8 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
     }
     ORRERY_TRY_DONE(route());
   }
+
+  cards_.clear();  // Only now: the new epoch has let go of what they had lent.
 
   // Who sits where, then what all that weighs, then the reading.
   struct Load {

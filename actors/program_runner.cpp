@@ -35,7 +35,7 @@ ProgramRunner::ProgramRunner(cards::Card& card, protocol::Exchange& exchange, co
 
 ProgramRunner::~ProgramRunner() {
   std::unique_lock lock(lent_->mutex);
-  lent_->changed.wait(lock, [&] {
+  lent_->changed.wait_for(lock, std::chrono::seconds(2), [&] {
     for (const auto count : lent_->count)
       if (count > 0) return false;
     return true;

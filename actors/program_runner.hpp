@@ -41,8 +41,9 @@ struct Seat {
 /// One request's lane on one card.
 ///
 /// Threads:   one at a time; `cancel` from any.
-/// Ownership: card and exchange must outlive it. The destructor waits until all lent bytes are let go, so the
-///            request must have been finished or forgotten at the Exchange before.
+/// Ownership: card and exchange must outlive it, and the card's memory the exchange's sends. The destructor waits
+///            until all lent bytes are let go, two seconds at most: a dead neighbour never lets go, and what it would
+///            have been sent no longer matters.
 class ProgramRunner {
 public:
   ProgramRunner(cards::Card& card, protocol::Exchange& exchange, const Clock& clock, const Seat& seat, std::uint64_t request,

@@ -31,6 +31,12 @@ struct GenerateArguments {
   std::uint64_t seed = 42;
 };
 
+Result<topology::FrameSize> size_of(const std::string& text) {
+  auto size = topology::parse_frame_size(text);
+  if (!size.ok()) return Error{ErrorCode::usage, "--size " + size.error().message, size.error().hint};
+  return size;
+}
+
 /// The request: what the command line says, the model's defaults for the rest.
 Result<actors::RequestSpec> request_of(const GenerateArguments& arguments, const actors::RequestSpec& defaults) {
   auto spec = defaults;
@@ -44,10 +50,9 @@ Result<actors::RequestSpec> request_of(const GenerateArguments& arguments, const
   if (arguments.guidance) spec.guidance = *arguments.guidance;
   if (arguments.fps) spec.fps = *arguments.fps;
   if (!arguments.size.empty()) {
-    auto size = topology::parse_frame_size(arguments.size);
-    if (!size.ok()) return Error{ErrorCode::usage, "--size " + size.error().message, size.error().hint};
-    spec.width = size.value().width;
-    spec.height = size.value().height;
+    ORRERY_TRY(size, size_of(arguments.size));
+    spec.width = size.width;
+    spec.height = size.height;
   }
   return spec;
 }
@@ -229,6 +234,12 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   if (arguments.cluster.config.files.empty()) {
     arguments.cluster.config.files = {resolve_config_path("clusters/laptop.yaml")};
     if (arguments.cluster.model_folder.empty()) arguments.cluster.config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
+  }
+  auto& request = arguments.cluster.request;
+  request = {{}, arguments.frames, arguments.steps, arguments.max_text_tokens, arguments.guidance};
+  if (!arguments.size.empty()) {
+    ORRERY_TRY(size, size_of(arguments.size));
+    request.size = size;
   }
   ORRERY_TRY(planned, plan_cluster(arguments.cluster, context));
   LocalClusterOptions options;

@@ -89,6 +89,12 @@ Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const Ver
     defaults.guidance_scale = folder.generation.guidance;
     defaults.max_text_tokens = static_cast<std::uint32_t>(folder.generation.text_rows);
   }
+  const auto& request = arguments.request;
+  if (request.size) model.defaults.size = *request.size;
+  if (request.frames) model.defaults.num_frames = *request.frames;
+  if (request.steps) model.defaults.num_inference_steps = *request.steps;
+  if (request.guidance) model.defaults.guidance_scale = *request.guidance;
+  if (request.max_text_tokens) model.defaults.max_text_tokens = *request.max_text_tokens;
   ORRERY_TRY(demand, actors::demand_of_folder(folder, model, topology::shape_of(model.defaults)));
   ORRERY_TRY(plan, topology::make_plan(planned.resolved.cluster, planned.resolved.deployment, demand));
   planned.plan = std::move(plan);

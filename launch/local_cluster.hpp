@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "actors/client.hpp"
@@ -20,12 +21,20 @@
 
 namespace orrery::launch {
 
+/// The request to plan for, where it differs from the model's defaults.
+struct PlannedRequest {
+  std::optional<topology::FrameSize> size;
+  std::optional<std::uint32_t> frames, steps, max_text_tokens;
+  std::optional<double> guidance;
+};
+
 /// What `up` and `generate` share.
 struct ClusterArguments {
   ConfigArguments config;
   std::string deployment;
   std::string model_folder;  // Overrides the model file's folder.
   std::string dtype;         // "float32" or "bfloat16": overrides the model file's.
+  PlannedRequest request = {};
 };
 
 /// A resolved deployment with its plan.
