@@ -187,14 +187,13 @@ void add_global_options(CLI::App& app, VerbContext& context) {
       ->envname("ORRERY_PROGRESS");
   app.set_version_flag("--version", version_line());
   app.get_formatter()->label("SUBCOMMAND", "VERB");
-  app.get_formatter()->label("Subcommands", "Verbs");
 }
 
 int run_command_line(CLI::App& app, VerbContext& context, int argc, const char* const* argv) {
   try {
     app.fallthrough();
     app.require_subcommand(0, 1);
-    for (auto* verb : app.get_subcommands([](CLI::App*) { return true; })) verb->fallthrough();
+    for (auto* verb : app.get_subcommands([](CLI::App*) { return true; })) verb->fallthrough()->group("Verbs");
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     const auto written = write_out(app.help());

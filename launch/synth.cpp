@@ -317,7 +317,6 @@ Result<int> run_synth(const SynthOptions& options, const VerbContext& context) {
     one.unit = {"bytes"};
     return one;
   };
-  progress.on_event(event(ProgressEvent::Kind::started, 0, 0));
   const auto result = synthesize_model(options, [&](std::uint64_t done, std::uint64_t total) {
     progress.on_event(event(ProgressEvent::Kind::advanced, done, total));
     return !signals.received();
