@@ -132,6 +132,7 @@ Result<std::string> Client::generate(const RequestSpec& asked, const std::option
   submit.spec.noise_from_client = noise.has_value();
   submit.client_endpoint = endpoint;
   submit.client_data_address = exchange->address();
+  if (noise) submit.noise_shape = noise->shape;
   submit.client = listener;
   ORRERY_TRY(submitted, state_->ask<Submitted>(submit, "submitting the request"));
   if (!submitted.failure.ok()) return submitted.failure.error();

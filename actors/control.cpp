@@ -10,6 +10,9 @@
 
 #include <charconv>
 #include <cstring>
+#include <set>
+
+#include <caf/io/basp_broker.hpp>
 
 #include "actors/control_state.hpp"
 #include "base/file.hpp"
@@ -45,39 +48,42 @@ Result<HostPort> parse_address(const std::string& text) {
   return Error{ErrorCode::usage, "'" + text + "' is not an address", "write HOST:PORT, e.g. 127.0.0.1:7700"};
 }
 
-Status check_reachable(const std::string& host, std::uint16_t port, Duration timeout) {
-  const auto refuse = [&](const std::string& why) {
-    return Error{ErrorCode::unreachable, "cannot reach " + host + ":" + std::to_string(port) + ": " + why};
-  };
+namespace {
+
+/// A socket that is connected to host:port. Fails with unreachable.
+Result<int> connected_socket(const std::string& host, std::uint16_t port, Duration timeout) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); status != 0)
-    return refuse(::gai_strerror(status));
   std::string why = "no address";
-  bool reached = false;
-  for (const auto* each = found; each != nullptr && !reached; each = each->ai_next) {
+  int connected = -1;
+  if (const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); status != 0) why = ::gai_strerror(status);
+  for (const auto* each = found; each != nullptr && connected < 0; each = each->ai_next) {
     const int socket = ::socket(each->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (socket < 0) continue;
-    if (::connect(socket, each->ai_addr, each->ai_addrlen) == 0) {
-      reached = true;
-    } else if (errno == EINPROGRESS) {
+    int error = 0;
+    if (::connect(socket, each->ai_addr, each->ai_addrlen) != 0) error = errno;
+    if (error == EINPROGRESS) {
       pollfd waiting{socket, POLLOUT, 0};
       const auto milliseconds = std::chrono::duration_cast<std::chrono::milliseconds>(timeout).count();
-      int error = ETIMEDOUT;
       socklen_t size = sizeof error;
+      error = ETIMEDOUT;
       if (::poll(&waiting, 1, static_cast<int>(milliseconds)) == 1) ::getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size);
-      reached = error == 0;
-      why = std::strerror(error);
-    } else {
-      why = errno_text();
     }
-    ::close(socket);
+    if (error == 0) {
+      connected = socket;
+    } else {
+      why = std::strerror(error);
+      ::close(socket);
+    }
   }
-  ::freeaddrinfo(found);
-  if (!reached) return refuse(why);
-  return Done{};
+  if (found != nullptr) ::freeaddrinfo(found);
+  if (connected < 0)
+    return Error{ErrorCode::unreachable, "cannot reach " + host + ":" + std::to_string(port) + ": " + why, "is `orrery up` running there?"};
+  return connected;
 }
+
+}  // namespace
 
 Error error_of(caf::actor_system& system, const caf::error& error, const std::string& doing) {
   if (error == caf::sec::request_timeout) return {ErrorCode::timed_out, doing + ": no answer in time"};
@@ -101,10 +107,27 @@ Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor
 }
 
 Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout) {
-  ORRERY_TRY_DONE(check_reachable(host, port, timeout));
-  auto actor = system.middleman().remote_actor(host, port);
-  if (!actor) return error_of(system, actor.error(), "cannot talk to " + host + ":" + std::to_string(port));
-  return std::move(*actor);
+  // Not middleman().remote_actor: that blocks for minutes on a host that swallows packets, holds up every other connect
+  // of the process meanwhile, and waits for ever for a program that accepts and says nothing. Nor a trial connection
+  // first: CAF forgets a closed connection a little late, by its descriptor's number, which by then may be the next's.
+  ORRERY_TRY(socket, connected_socket(host, port, timeout));
+  auto& middleman = system.middleman();
+  const auto broker = middleman.named_broker<caf::io::basp_broker>(caf::atom("BASP"));
+  const auto place = host + ":" + std::to_string(port);
+  Result<caf::actor> answer = Error{ErrorCode::unreachable, "no actor is offered at " + place, "is `orrery up` running there?"};
+  caf::scoped_actor self{system};
+  self->request(broker, timeout, caf::connect_atom::value, middleman.backend().new_scribe(socket), port)
+      .receive(
+          [&](const caf::node_id&, const caf::strong_actor_ptr& actor, const std::set<std::string>&) {
+            if (actor) answer = caf::actor_cast<caf::actor>(actor);
+          },
+          [&](const caf::error& error) {
+            if (error == caf::sec::request_timeout)
+              answer = Error{ErrorCode::timed_out, place + " accepts connections but says nothing", "is it an Orrery cluster's control port?"};
+            else
+              answer = Error{ErrorCode::unreachable, place + " does not speak Orrery's control protocol", "is it an Orrery cluster's control port?"};
+          });
+  return answer;
 }
 
 }  // namespace orrery::actors

@@ -35,10 +35,6 @@ private:
   std::unique_ptr<State> state_;
 };
 
-/// Whether something accepts connections at host:port. CAF's own connect may block for minutes and hold up every
-/// other connect of the process, so nobody calls it without this. Fails with unreachable, naming the address.
-Status check_reachable(const std::string& host, std::uint16_t port, Duration timeout);
-
 /// "host:port" or "tcp://host:port" apart. Fails with usage.
 struct HostPort {
   std::string host;

@@ -23,7 +23,8 @@ struct Control::State {
 /// Publishes an actor. Fails with port_in_use.
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port);
 
-/// Connects to a published actor, after check_reachable. Blocks: not for actors' threads.
+/// Connects to a published actor. Fails with unreachable, or timed_out when nobody speaks; each of the two parts takes
+/// `timeout` at most. Blocks: not for actors' threads.
 Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout);
 
 /// Asks an actor to end and waits until it has (a few seconds at most), so that what it uses may go.

@@ -219,15 +219,7 @@ ClusterRoutes CoordinatorState::on_routes() {
   routes.model_folder = options.model_folder;
   routes.dtype = options.dtype;
   routes.numerics = nodes_.begin()->second.numerics;
-  const auto& generation = setup_.model->generation;
-  routes.defaults.width = static_cast<std::uint32_t>(generation.width);
-  routes.defaults.height = static_cast<std::uint32_t>(generation.height);
-  routes.defaults.frames = static_cast<std::uint32_t>(generation.frames);
-  routes.defaults.steps = static_cast<std::uint32_t>(generation.steps);
-  routes.defaults.fps = generation.fps;
-  routes.defaults.guidance = generation.guidance;
-  routes.defaults.max_text_tokens = static_cast<std::uint32_t>(generation.text_rows);
-  routes.defaults.negative_prompt = generation.negative_prompt;
+  routes.defaults = defaults_of(*setup_.model);
   return routes;
 }
 
@@ -244,7 +236,9 @@ Submitted CoordinatorState::on_submit(const Submit& submit) {
     answer.failure = Error{ErrorCode::pool_exhausted, std::to_string(running) + " requests are under way already", "try again later"};
     return answer;
   }
-  if (auto status = check_request(submit.spec, *setup_.model); !status.ok()) {
+  auto status = check_request(submit.spec, *setup_.model);
+  if (status.ok() && submit.spec.noise_from_client) status = check_noise(submit.noise_shape, submit.spec, *setup_.model);
+  if (!status.ok()) {
     answer.failure = status.error();
     return answer;
   }
@@ -396,9 +390,7 @@ Coordinator::Coordinator(std::unique_ptr<State> state) : state_(std::move(state)
 
 Result<std::unique_ptr<Coordinator>> Coordinator::start(Control& control, CoordinatorOptions options) {
   ORRERY_TRY(model, compiler::open_model_folder(options.model_folder));
-  if (!model.transformer || !model.text_encoder || !model.codec || !model.scheduler || !model.has_tokenizer)
-    return Error{ErrorCode::invalid_model, options.model_folder + " is not a whole text-to-video model",
-                 "it needs transformer/, text_encoder/, tokenizer/, vae/ and scheduler/"};
+  ORRERY_TRY_DONE(check_whole(model));
   auto state = std::make_unique<State>();
   state->control = &control;
   CoordinatorSetup setup;

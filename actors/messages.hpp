@@ -222,11 +222,12 @@ struct Submit {
   RequestSpec spec;
   std::uint32_t client_endpoint = 0;  // Drawn by the client, from first_client_endpoint on.
   std::string client_data_address;
+  std::vector<std::uint64_t> noise_shape;  // Of the noise that will come, when spec.noise_from_client.
   caf::actor client;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, Submit& x) {
-  return f(x.spec, x.client_endpoint, x.client_data_address, x.client);
+  return f(x.spec, x.client_endpoint, x.client_data_address, x.noise_shape, x.client);
 }
 struct Submitted {
   Failure failure;

@@ -1,6 +1,7 @@
 #include "actors/node_actor.hpp"
 
 #include "actors/card_actor.hpp"
+#include "actors/request_check.hpp"
 
 namespace orrery::actors {
 
@@ -195,7 +196,7 @@ void NodeActorState::on_cards_found(const CardsFound& found) {
       if (tokenizer.ok())
         setup.tokenizer = std::make_shared<const compiler::Tokenizer>(std::move(tokenizer).value());
       else
-        spawned.failure = tokenizer.error();
+        spawned.failure = model_error(tokenizer.error());
     }
     if (setup.kind == StageKind::text_guardrail) {
       auto guardrail = TextGuardrail::open(order_.guardrail_folders);

@@ -7,6 +7,7 @@
 
 #include "actors/card_runtime.hpp"
 #include "actors/edges.hpp"
+#include "actors/request_check.hpp"
 #include "base/log.hpp"
 #include "compiler/models/cosmos_codec.hpp"
 #include "protocol/zmq_transport.hpp"
@@ -84,10 +85,10 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
   for (const auto& [number, card] : cards_) card->stop();
   ORRERY_TRY(plan_json, parse_json(order.plan, "plan"));
   ORRERY_TRY(plan, topology::plan_from_json(plan_json));
-  ORRERY_TRY(folder, compiler::open_model_folder(order.model_folder));
-  if (!folder.transformer || !folder.text_encoder || !folder.codec || !folder.scheduler)
-    return Error{ErrorCode::invalid_model, order.model_folder + " is not a whole text-to-video model",
-                 "it needs transformer/, text_encoder/, vae/ and scheduler/"};
+  auto opened_folder = compiler::open_model_folder(order.model_folder);
+  if (!opened_folder.ok()) return model_error(opened_folder.error());
+  auto folder = std::move(opened_folder).value();
+  ORRERY_TRY_DONE(check_whole(folder));
   plan_ = std::move(plan);
   model_ = std::make_shared<const compiler::ModelFolder>(std::move(folder));
   epoch_ = order.epoch;
@@ -147,8 +148,9 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
     for (const auto& seat : load.seats) {
       const std::string component = component_of(seat.kind);
       if (!files.contains(component)) {
-        ORRERY_TRY(opened, compiler::open_weights(*model_, component));
-        files[component] = std::move(opened);
+        auto opened = compiler::open_weights(*model_, component);
+        if (!opened.ok()) return model_error(opened.error());
+        files[component] = std::move(opened).value();
       }
       ORRERY_TRY_DONE(load.card->load_weights(seat.weights, *files[component],
                                               [&](std::uint64_t bytes) { return progress(done + bytes, total); }));

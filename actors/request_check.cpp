@@ -24,6 +24,40 @@ bool is_blank(const std::string& text) { return text.find_first_not_of(" \t\r\n\
 
 }  // namespace
 
+Error model_error(Error error) {
+  if (error.code == ErrorCode::not_found || error.code == ErrorCode::io_failed) error.code = ErrorCode::invalid_model;
+  if (error.hint.empty()) error.hint = "is the model folder complete?";
+  return error;
+}
+
+Status check_whole(const compiler::ModelFolder& model) {
+  std::string missing;
+  const auto need = [&](bool there, const char* part) {
+    if (!there) missing += (missing.empty() ? "" : ", ") + std::string(part) + "/";
+  };
+  need(model.text_encoder.has_value(), "text_encoder");
+  need(model.has_tokenizer, "tokenizer");
+  need(model.transformer.has_value(), "transformer");
+  need(model.scheduler.has_value(), "scheduler");
+  need(model.codec.has_value(), "vae");
+  if (missing.empty()) return Done{};
+  return Error{ErrorCode::invalid_model, model.path + " is not a whole text-to-video model: it has no " + missing, "is the download complete?"};
+}
+
+RequestSpec defaults_of(const compiler::ModelFolder& model) {
+  const auto& generation = model.generation;
+  RequestSpec spec;
+  spec.width = static_cast<std::uint32_t>(generation.width);
+  spec.height = static_cast<std::uint32_t>(generation.height);
+  spec.frames = static_cast<std::uint32_t>(generation.frames);
+  spec.steps = static_cast<std::uint32_t>(generation.steps);
+  spec.fps = generation.fps;
+  spec.guidance = generation.guidance;
+  spec.max_text_tokens = static_cast<std::uint32_t>(generation.text_rows);
+  spec.negative_prompt = generation.negative_prompt;
+  return spec;
+}
+
 Status check_request(const RequestSpec& request, const compiler::ModelFolder& model) {
   const auto& transformer = *model.transformer;
   const auto& codec = *model.codec;
@@ -68,6 +102,16 @@ Status check_request(const RequestSpec& request, const compiler::ModelFolder& mo
   if (request.max_text_tokens < 1 || request.max_text_tokens > 4096)
     return wrong("max text tokens " + std::to_string(request.max_text_tokens) + " is out of range", "1 to 4096");
   return Done{};
+}
+
+Status check_noise(const Shape& noise, const RequestSpec& request, const compiler::ModelFolder& model) {
+  const auto& codec = *model.codec;
+  const Shape expected{codec.latent_channels, (request.frames - 1) / codec.temporal_ratio + 1, request.height / codec.spatial_ratio,
+                       request.width / codec.spatial_ratio};
+  if (noise == expected) return Done{};
+  return wrong("the noise is " + text_of(noise) + ", but " + std::to_string(request.frames) + " frames of " + std::to_string(request.width) + "x" +
+                   std::to_string(request.height) + " need " + text_of(expected),
+               "channels, latent frames, height, width");
 }
 
 }  // namespace orrery::actors

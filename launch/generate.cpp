@@ -7,6 +7,8 @@
 #include <CLI/CLI.hpp>
 
 #include "actors/client.hpp"
+#include "actors/request_check.hpp"
+#include "base/file.hpp"
 #include "base/json.hpp"
 #include "base/units.hpp"
 #include "compiler/weight_file.hpp"
@@ -142,29 +144,49 @@ void show(ProgressWriter& progress, const actors::StageEvent& event) {
   progress.on_event(shown);
 }
 
-Result<int> generate_on(actors::Client& client, const GenerateArguments& arguments, const VerbContext& context, SignalWatch& signals,
-                        ProgressWriter& progress, const SteadyClock& clock, LocalCluster* cluster) {
-  ORRERY_TRY(facts, client.facts());
-  ORRERY_TRY(spec, request_of(arguments, facts.defaults));
-  ORRERY_TRY(noise_file, open_noise(arguments.noise));
-  std::optional<TensorView> noise;
-  if (noise_file) {
-    ORRERY_TRY(view, noise_view(*noise_file));
-    noise = view;
-  }
+/// A file that is written at the end fails before the work, not after it.
+Status check_writable(const std::string& path) {
+  if (const auto trial = AtomicFile::create(path); !trial.ok()) return trial.error();
+  return Done{};
+}
+
+/// What the video's frames go to.
+Result<VideoSink> open_sink(const GenerateArguments& arguments, const actors::RequestSpec& spec) {
   VideoShape shape;
   shape.width = spec.width;
   shape.height = spec.height;
   shape.fps = spec.fps;
-  ORRERY_TRY(sink, VideoSink::open(arguments.output, shape));
+  shape.frames = spec.frames;
+  if (!arguments.save_tensors.empty()) ORRERY_TRY_DONE(check_writable(arguments.save_tensors));
+  return VideoSink::open(arguments.output, shape);
+}
+
+/// What generate needs of the user's files, opened before any process starts. `sink` is opened later, when only the
+/// running cluster knows the model.
+struct Files {
+  std::optional<compiler::TensorFile> noise_file;
+  std::optional<TensorView> noise;
+  std::optional<VideoSink> sink;
+};
+
+Result<int> generate_on(actors::Client& client, const GenerateArguments& arguments, Files& files, const VerbContext& context,
+                        SignalWatch& signals, ProgressWriter& progress, const SteadyClock& clock, LocalCluster* cluster) {
+  ORRERY_TRY(facts, client.facts());
+  ORRERY_TRY(spec, request_of(arguments, facts.defaults));
+  if (!files.sink) {
+    ORRERY_TRY(opened, open_sink(arguments, spec));
+    files.sink = std::move(opened);
+  }
+  auto& sink = *files.sink;
+  const auto frame_bytes = std::uint64_t{spec.width} * spec.height * 3;
   TensorCollector tensors(spec);
 
   actors::ClientHandlers handlers;
   handlers.on_event = [&](const actors::StageEvent& event) { show(progress, event); };
   handlers.on_frames = [&](std::span<const std::byte> rgb, std::uint64_t) -> Status {
     if (spec.save_tensors) tensors.add_frames(rgb);
-    for (std::size_t at = 0; at + shape.frame_bytes() <= rgb.size(); at += shape.frame_bytes())
-      ORRERY_TRY_DONE(sink.add_frame(rgb.subspan(at, shape.frame_bytes())));
+    for (std::size_t at = 0; at + frame_bytes <= rgb.size(); at += frame_bytes)
+      ORRERY_TRY_DONE(sink.add_frame(rgb.subspan(at, frame_bytes)));
     return Done{};
   };
   handlers.on_tensor = [&](const std::string& name, std::uint32_t step, Tensor tensor) { tensors.add(name, step, std::move(tensor)); };
@@ -176,7 +198,7 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
     return signals.received().has_value() || broken.has_value();
   };
   const auto started = clock.now();
-  auto account = client.generate(spec, noise, handlers);
+  auto account = client.generate(spec, files.noise, handlers);
   if (broken) return *broken;
   if (!account.ok()) return account.error();
   ORRERY_TRY(result, sink.finish());
@@ -208,11 +230,13 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     if (!kind.ok()) return kind.error();
     return Done{};
   }());
-  ORRERY_TRY_DONE([&]() -> Status {
-    auto noise = open_noise(arguments.noise);
-    if (!noise.ok()) return noise.error();
-    return Done{};
-  }());
+  ORRERY_TRY(noise_file, open_noise(arguments.noise));
+  Files files;
+  files.noise_file = std::move(noise_file);
+  if (files.noise_file) {
+    ORRERY_TRY(view, noise_view(*files.noise_file));
+    files.noise = view;
+  }
   ORRERY_TRY(signals, SignalWatch::create());
   SteadyClock clock;
   ProgressWriter progress(context, clock);
@@ -228,7 +252,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     if (!arguments.connect.empty() || !running.empty()) {
       actors::Control control;
       ORRERY_TRY(client, connect_to(control, arguments.connect));
-      return ended(generate_on(*client, arguments, context, signals, progress, clock, nullptr));
+      return ended(generate_on(*client, arguments, files, context, signals, progress, clock, nullptr));
     }
   }
   if (arguments.cluster.config.files.empty()) {
@@ -242,6 +266,13 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     request.size = size;
   }
   ORRERY_TRY(planned, plan_cluster(arguments.cluster, context));
+  ORRERY_TRY(model, compiler::open_model_folder(planned.model_folder));
+  ORRERY_TRY_DONE(actors::check_whole(model));
+  ORRERY_TRY(spec, request_of(arguments, actors::defaults_of(model)));
+  ORRERY_TRY_DONE(actors::check_request(spec, model));
+  if (files.noise) ORRERY_TRY_DONE(actors::check_noise(files.noise->shape, spec, model));
+  ORRERY_TRY(sink, open_sink(arguments, spec));
+  files.sink = std::move(sink);
   LocalClusterOptions options;
   options.on_load = [&](std::uint64_t done, std::uint64_t total) {
     ProgressEvent event;
@@ -257,7 +288,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   if (!cluster.ok()) return ended(cluster.error());
   auto client = actors::Client::local(cluster.value()->control(), cluster.value()->coordinator());
   if (!client.ok()) return ended(client.error());
-  return ended(generate_on(*client.value(), arguments, context, signals, progress, clock, cluster.value().get()));
+  return ended(generate_on(*client.value(), arguments, files, context, signals, progress, clock, cluster.value().get()));
 }
 
 }  // namespace
@@ -279,7 +310,9 @@ void add_generate(CLI::App& app, VerbContext& context) {
   verb->add_option("--steps", a.steps, "Denoising steps; default: the model's")->type_name("N");
   verb->add_option("--guidance", a.guidance, "Guidance scale, 1 or less: off; default: the model's")->type_name("G");
   verb->add_option("--fps", a.fps, "Frames per second; default: the model's")->type_name("N");
-  verb->add_option("--seed", a.seed, "Seed of the noise")->type_name("N")->capture_default_str();
+  verb->add_option("--seed", a.seed, "Seed of the noise")->type_name("N")->capture_default_str()->check([](const std::string& text) {
+    return text.starts_with("-") ? "'" + text + "' is negative" : std::string();  // Else it would wrap around.
+  });
   verb->add_option("--negative-prompt", a.negative_prompt, "What it should not show; default: the model's")->type_name("TEXT");
   verb->add_option("--max-text-tokens", a.max_text_tokens, "Text rows the denoiser sees; default: the model's")->type_name("N");
   verb->add_option("-o,--output", a.output, "NAME.mp4, NAME.y4m, NAME.png or a folder NAME/ of PNG files")->type_name("FILE")->capture_default_str();

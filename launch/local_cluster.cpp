@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "actors/demand.hpp"
+#include "actors/request_check.hpp"
 #include "base/file.hpp"
 #include "launch/config_files.hpp"
 #include "launch/paths.hpp"
@@ -80,7 +81,9 @@ Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const Ver
   }
   std::error_code ignored;
   planned.model_folder = std::filesystem::absolute(planned.model_folder, ignored).lexically_normal().string();
-  ORRERY_TRY(folder, compiler::open_model_folder(planned.model_folder));
+  auto opened = compiler::open_model_folder(planned.model_folder);
+  if (!opened.ok()) return actors::model_error(opened.error());
+  const auto& folder = opened.value();
   if (!arguments.model_folder.empty()) {
     auto& defaults = model.defaults;
     defaults.size = {static_cast<std::uint32_t>(folder.generation.width), static_cast<std::uint32_t>(folder.generation.height)};

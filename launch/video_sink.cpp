@@ -154,6 +154,7 @@ public:
       } else {
         writer->suffix_ = ".png";
         writer->single_ = true;
+        if (shape.frames > 1) return only_one();
       }
     }
     writer->partial_ = bare + ".partial-" + std::to_string(getpid());
@@ -168,8 +169,7 @@ public:
     if (made_) fs::remove_all(partial_, ignored);
   }
   Status add_frame(std::span<const std::byte> rgb) override {
-    if (single_ && count_ == 1)
-      return Error{ErrorCode::usage, "one .png file holds one frame only", "write a folder/ or a pattern such as frame_%04d.png"};
+    if (single_ && count_ == 1) return only_one();
     png_image image{};
     image.version = PNG_IMAGE_VERSION;
     image.width = shape_.width;
@@ -198,6 +198,9 @@ public:
 
 private:
   explicit PngWriter(const VideoShape& shape) : shape_(shape) {}
+  static Error only_one() {
+    return {ErrorCode::usage, "one .png file holds one frame only", "write a folder/ or a pattern such as frame_%04d.png"};
+  }
   static std::string numbered(std::uint64_t number, int digits) {
     auto text = std::to_string(number);
     if (text.size() < static_cast<std::size_t>(digits)) text.insert(0, static_cast<std::size_t>(digits) - text.size(), '0');

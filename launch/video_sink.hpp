@@ -28,6 +28,7 @@ struct VideoShape {
   std::uint32_t width = 0;   // Pixels, 1 to 16384.
   std::uint32_t height = 0;
   double fps = 30;           // Above 0, at most 1000; kept to a thousandth.
+  std::uint64_t frames = 0;  // How many will come; 0: not known.
   std::uint64_t frame_bytes() const { return std::uint64_t{width} * height * 3; }
 };
 
