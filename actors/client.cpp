@@ -149,7 +149,9 @@ Result<std::string> Client::generate(const RequestSpec& asked, const std::option
   std::optional<Error> failure;    // Ours: interrupted, or a handler's.
   std::optional<Time> give_up;     // After a cancel, or once completed: the rest must come until then.
   std::optional<RequestEvent> last;
-  std::uint64_t frames_received = 0;
+  std::uint64_t frames_received = 0, raw_frames_received = 0, tensors_received = 0;
+  // Embeddings of each prompt, latents of each step, the decoder's input; and the unclamped frames.
+  const std::uint64_t tensors_due = asked.save_tensors ? 1U + (asked.guidance > 1 ? 1U : 0U) + asked.steps + 1U : 0U;
   std::vector<std::byte> rgb;
   const auto cancel = [&](Error why) {
     if (failure) return;
@@ -158,7 +160,9 @@ Result<std::string> Client::generate(const RequestSpec& asked, const std::option
     give_up = clock.now() + std::chrono::seconds(10);
   };
   const auto complete = [&] {
-    return last && (static_cast<EventKind>(last->kind) == EventKind::failed || failure || frames_received == asked.frames);
+    const bool all = frames_received == asked.frames &&
+                     (!asked.save_tensors || (tensors_received == tensors_due && raw_frames_received == asked.frames));
+    return last && (static_cast<EventKind>(last->kind) == EventKind::failed || failure || all);
   };
   while (!complete()) {
     board->wait_for(std::chrono::milliseconds(100),
@@ -197,6 +201,10 @@ Result<std::string> Client::generate(const RequestSpec& asked, const std::option
       } else if (handlers.on_tensor) {
         Tensor tensor(message.dtype, message.shape);
         message.copy_to({tensor.data(), tensor.bytes()});
+        if (edge == Edge::video_raw && tensor.shape().size() == 4)
+          raw_frames_received += tensor.shape()[1];
+        else
+          ++tensors_received;
         handlers.on_tensor(name_of(edge), key.step, std::move(tensor));
       }
     }
@@ -207,9 +215,10 @@ Result<std::string> Client::generate(const RequestSpec& asked, const std::option
   caf::anon_send(state_->coordinator, Fetched{request});
   if (failure) return *failure;
   if (last && static_cast<EventKind>(last->kind) == EventKind::failed) return last->failure.error();
-  if (frames_received != asked.frames)
+  if (!complete() || frames_received != asked.frames)
     return Error{ErrorCode::timed_out, "request " + std::to_string(request) + " was completed, but only " + std::to_string(frames_received) +
-                                           " of " + std::to_string(asked.frames) + " frames arrived"};
+                                           " of " + std::to_string(asked.frames) + " frames and " + std::to_string(tensors_received) + " of " +
+                                           std::to_string(tensors_due) + " other tensors arrived"};
   return last->details;
 }
 

@@ -1,0 +1,132 @@
+// Every message of the control plane survives CAF's serialiser: a type that was not announced, or a field that is missing
+// in `inspect`, would be noticed only between processes.
+
+#include "actors/control_state.hpp"
+
+#include <catch2/catch.hpp>
+
+using namespace orrery::actors;
+
+namespace {
+
+template <class T>
+T there_and_back(caf::actor_system& system, const T& message) {
+  caf::binary_serializer::container_type bytes;
+  caf::binary_serializer sink(system, bytes);
+  auto whole = caf::make_message(message);
+  REQUIRE_FALSE(sink(whole));
+  caf::binary_deserializer source(system, bytes);
+  caf::message copy;
+  REQUIRE_FALSE(source(copy));
+  REQUIRE(copy.match_elements<T>());
+  return copy.get_as<T>(0);
+}
+
+}  // namespace
+
+TEST_CASE("messages: what is sent is what arrives", "[actors]") {
+  Control control;
+  auto& system = control.state().system;
+
+  Failure failure;
+  failure.code = 22;
+  failure.message = "frames 10 is not 8k+1";
+  failure.hint = "use 9";
+  CHECK(there_and_back(system, failure).hint == "use 9");
+
+  NodeHello hello;
+  hello.version = 3;
+  hello.cluster_id = 7;
+  hello.name = "n1";
+  hello.control_port = 4711;
+  hello.data_address = "ipc:///tmp/x";
+  hello.pid = 12;
+  const auto hello_copy = there_and_back(system, hello);
+  CHECK(hello_copy.cluster_id == 7);
+  CHECK(hello_copy.data_address == hello.data_address);
+  CHECK(hello_copy.pid == 12);
+
+  LoadPlan load;
+  load.epoch = 9;
+  load.plan = "{}";
+  load.peers = {{"n1", "127.0.0.1", 1, "tcp://a"}, {"n2", "127.0.0.1", 2, "tcp://b"}};
+  load.guardrail_folders = {"a", "b"};
+  load.collective_deadline_seconds = 61.5;
+  load.queue_max = 5;
+  const auto load_copy = there_and_back(system, load);
+  CHECK(load_copy.peers[1].data_address == "tcp://b");
+  CHECK(load_copy.guardrail_folders.size() == 2);
+  CHECK(load_copy.collective_deadline_seconds == 61.5);
+  CHECK(load_copy.queue_max == 5);
+
+  RequestSpec spec;
+  spec.prompt = "a red circle";
+  spec.seed = 1ULL << 63;
+  spec.fps = 8;
+  spec.guidance = 1.2;
+  spec.noise_from_client = spec.save_tensors = true;
+  StageRun run;
+  run.request = 4;
+  run.spec = spec;
+  run.prompt_rows = 6;
+  run.negative_rows = 1;
+  const auto run_copy = there_and_back(system, run);
+  CHECK(run_copy.spec.seed == spec.seed);
+  CHECK(run_copy.spec.save_tensors);
+  CHECK(run_copy.negative_rows == 1);
+
+  RunProgram program;
+  program.request = 4;
+  program.program = "step";
+  program.scalars = {1, 2, 3};
+  ProgramInput input;
+  input.slot = "input_ids";
+  input.values = {5, -1};
+  program.inputs = {input};
+  program.outputs = {{"latents", 4, 2, {1, 2}}};
+  const auto program_copy = there_and_back(system, program);
+  CHECK(program_copy.scalars == program.scalars);
+  CHECK(program_copy.inputs[0].values == input.values);
+  CHECK(program_copy.outputs[0].targets == std::vector<std::uint32_t>{1, 2});
+
+  ClusterRoutes routes;
+  routes.plan_digest = 5;
+  routes.card_peers = {0, 1};
+  routes.defaults = spec;
+  CHECK(there_and_back(system, routes).defaults.prompt == spec.prompt);
+
+  NodeHealth health;
+  health.card_budget = {1, 2};
+  health.frames_refused = 3;
+  CHECK(there_and_back(system, health).frames_refused == 3);
+
+  RequestEvent event;
+  event.kind = static_cast<std::uint8_t>(EventKind::failed);
+  event.failure = failure;
+  event.seconds = 0.5;
+  CHECK(there_and_back(system, event).failure.code == 22);
+
+  // The rest: that they are announced at all.
+  there_and_back(system, NodeWelcome{});
+  there_and_back(system, PlanLoaded{});
+  there_and_back(system, LoadProgress{});
+  there_and_back(system, SpawnStage{});
+  there_and_back(system, StageSpawned{});
+  there_and_back(system, GetCard{});
+  there_and_back(system, CardHandle{});
+  there_and_back(system, DropRequest{});
+  there_and_back(system, Shutdown{});
+  there_and_back(system, AskNodeHealth{});
+  there_and_back(system, AskRoutes{});
+  there_and_back(system, Submit{});
+  there_and_back(system, Submitted{});
+  there_and_back(system, Cancel{});
+  there_and_back(system, Fetched{});
+  there_and_back(system, AskStatus{});
+  there_and_back(system, StatusText{});
+  there_and_back(system, StageDone{});
+  there_and_back(system, CancelStage{});
+  there_and_back(system, OpenLane{});
+  there_and_back(system, CloseLane{});
+  there_and_back(system, CardDone{});
+}

@@ -1,0 +1,80 @@
+// A node holds what it owns: resident memory is its cards' memory plus a stated constant, and weights of slices that it
+// does not own are not resident. Shown with a synthetic model of more than 1 GB on one node and on four.
+
+#include <catch2/catch.hpp>
+
+#include "base/json.hpp"
+#include "tests/support/command.hpp"
+
+using namespace orrery;
+using namespace orrery::testing;
+
+namespace {
+
+/// What a node process needs besides its cards: code, libraries, actors, kernel scratch, buffers in flight.
+constexpr std::uint64_t process_bytes = std::uint64_t{160} << 20;
+
+struct Node {
+  std::uint64_t resident_max = 0, card_max = 0;
+};
+
+/// Brings a cluster up, makes a short video, and asks the nodes what they needed at most.
+std::vector<Node> measure(const ScratchFolder& scratch, const std::string& model, const std::string& hosts, const std::string& parallelism,
+                          std::string& digest) {
+  const auto cluster = scratch.write("memory.yaml", "apiVersion: orrery/v1\nkind: Cluster\nmetadata: {name: memory}\nspec:\n  nodes: [{hosts: \"" + hosts +
+                                                        "\", cards: {type: cpu, count: 1, memory: 20GiB}}]\n---\napiVersion: orrery/v1\n"
+                                                        "kind: Deployment\nmetadata: {name: d}\nspec: {cluster: memory, model: cosmos-tiny, parallelism: " +
+                                                        parallelism + "}\n");
+  const auto up = run_command(scratch, {ORRERY_BINARY, "--progress", "none", "up", "-d", "-f", cluster, "--model", model, "--dtype", "bfloat16"});
+  INFO(up.err);
+  REQUIRE(up.exit_code == 0);
+  const auto made = run_command(scratch, {ORRERY_BINARY, "--progress", "none", "generate", "a red circle", "--connect", "memory", "--size", "128x128",
+                                          "--frames", "9", "--steps", "3", "-o", scratch.file("v.y4m")});
+  INFO(made.err);
+  CHECK(made.exit_code == 0);
+  const auto status = run_command(scratch, {ORRERY_BINARY, "status", "memory", "-o", "json"});
+  const auto down = run_command(scratch, {ORRERY_BINARY, "down", "memory"});
+  CHECK(down.exit_code == 0);
+  CHECK(processes_of(scratch).empty());
+  const auto sidecar = read_json_file(scratch.file("v.y4m.json"));
+  REQUIRE(sidecar.ok());
+  digest = sidecar.value()["frames_sha256"];
+  const auto json = parse_json(status.out, "status");
+  REQUIRE(json.ok());
+  std::vector<Node> nodes;
+  for (const auto& node : json.value()["nodes"]) {
+    Node each;
+    each.resident_max = node["resident_bytes_max"];
+    for (const auto& card : node["cards"]) each.card_max += card["bytes_max"].get<std::uint64_t>();
+    nodes.push_back(each);
+  }
+  return nodes;
+}
+
+}  // namespace
+
+TEST_CASE("node: its resident memory is what its cards own plus a constant", "[system][slow]") {
+  ScratchFolder scratch;
+  const auto model = scratch.file("model");
+  const auto made = run_command(scratch, {ORRERY_BINARY, "-q", "--progress", "none", "synth", model, "--like", "published-7b", "--layers", "2", "--text-layers",
+                                          "1", "--text-feed-forward", "8192", "--seed", "3"});
+  INFO(made.err);
+  REQUIRE(made.exit_code == 0);
+  std::uint64_t denoiser_bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(model + "/transformer")) denoiser_bytes += entry.file_size();
+  REQUIRE(denoiser_bytes > std::uint64_t{1'000'000'000});
+
+  std::string one_digest, four_digest;
+  const auto one = measure(scratch, model, "h1", "{tensor: 1, cfg: 1}", one_digest);
+  const auto four = measure(scratch, model, "h[1-4]", "{tensor: 4, cfg: 1}", four_digest);
+  CHECK(one_digest == four_digest);
+  REQUIRE(one.size() == 1);
+  REQUIRE(four.size() == 4);
+  for (const auto* nodes : {&one, &four})
+    for (const auto& node : *nodes) {
+      WARN("resident " << (node.resident_max >> 20) << " MiB, cards " << (node.card_max >> 20) << " MiB");
+      CHECK(node.resident_max <= node.card_max + process_bytes);
+    }
+  // Replicated parts (modulation, embeddings of time and position) stay whole; the sliced rest is a quarter.
+  for (const auto& node : four) CHECK(node.card_max < one[0].card_max / 2);
+}
