@@ -10,6 +10,7 @@
 
 #include <charconv>
 #include <cstring>
+#include <optional>
 #include <set>
 
 #include <caf/io/basp_broker.hpp>
@@ -101,7 +102,7 @@ void end_actor(caf::actor_system& system, caf::actor actor) {
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port) {
   const auto published = system.middleman().publish(actor, port, host.c_str(), false);
   if (!published)
-    return Error{ErrorCode::port_in_use, "cannot listen on " + host + ":" + std::to_string(port) + ": " + system.render(published.error()),
+    return Error{ErrorCode::port_in_use, "listening on " + host + ":" + std::to_string(port) + " is not possible",
                  "is another program using the port? Port 0 takes a free one"};
   return *published;
 }
@@ -110,24 +111,33 @@ Result<caf::actor> connect(caf::actor_system& system, const std::string& host, s
   // Not middleman().remote_actor: that blocks for minutes on a host that swallows packets, holds up every other connect
   // of the process meanwhile, and waits for ever for a program that accepts and says nothing. Nor a trial connection
   // first: CAF forgets a closed connection a little late, by its descriptor's number, which by then may be the next's.
-  ORRERY_TRY(socket, connected_socket(host, port, timeout));
   auto& middleman = system.middleman();
   const auto broker = middleman.named_broker<caf::io::basp_broker>(caf::atom("BASP"));
   const auto place = host + ":" + std::to_string(port);
-  Result<caf::actor> answer = Error{ErrorCode::unreachable, "no actor is offered at " + place, "is `orrery up` running there?"};
-  caf::scoped_actor self{system};
-  self->request(broker, timeout, caf::connect_atom::value, middleman.backend().new_scribe(socket), port)
-      .receive(
-          [&](const caf::node_id&, const caf::strong_actor_ptr& actor, const std::set<std::string>&) {
-            if (actor) answer = caf::actor_cast<caf::actor>(actor);
-          },
-          [&](const caf::error& error) {
-            if (error == caf::sec::request_timeout)
-              answer = Error{ErrorCode::timed_out, place + " accepts connections but says nothing", "is it an Orrery cluster's control port?"};
-            else
-              answer = Error{ErrorCode::unreachable, place + " does not speak Orrery's control protocol", "is it an Orrery cluster's control port?"};
-          });
-  return answer;
+  const std::string hint = "is it an Orrery cluster's control port?";
+  SteadyClock clock;
+  const auto until = clock.now() + timeout;
+  for (;;) {
+    ORRERY_TRY(socket, connected_socket(host, port, timeout));
+    std::optional<Result<caf::actor>> answer;
+    caf::scoped_actor self{system};
+    self->request(broker, timeout, caf::connect_atom::value, middleman.backend().new_scribe(socket), port)
+        .receive(
+            [&](const caf::node_id&, const caf::strong_actor_ptr& actor, const std::set<std::string>&) {
+              if (actor)
+                answer.emplace(caf::actor_cast<caf::actor>(actor));
+              else
+                answer.emplace(Error{ErrorCode::unreachable, "no actor is offered at " + place, hint});
+            },
+            [&](const caf::error& error) {
+              // CAF's next heartbeat ends a connection that has not spoken yet, be it only slow: that is no answer.
+              if (error != caf::sec::request_timeout && error != caf::sec::connection_timeout)
+                answer.emplace(Error{ErrorCode::unreachable, place + " does not speak Orrery's control protocol", hint});
+            });
+    if (answer) return std::move(*answer);
+    if (clock.now() >= until)
+      return Error{ErrorCode::timed_out, place + " accepts connections but says nothing", hint};
+  }
 }
 
 }  // namespace orrery::actors

@@ -112,7 +112,14 @@ private:
 
 Result<std::optional<compiler::TensorFile>> open_noise(const std::string& path) {
   if (path.empty()) return std::optional<compiler::TensorFile>{};
-  ORRERY_TRY(file, compiler::TensorFile::open(path));
+  auto opened = compiler::TensorFile::open(path);
+  if (!opened.ok()) {
+    auto error = opened.error();
+    if (error.code == ErrorCode::invalid_model) error.code = ErrorCode::invalid_request;
+    error.hint = "--noise takes a safetensors file with noise [1,C,T,H,W], f32";
+    return error;
+  }
+  auto file = std::move(opened).value();
   if (!file.tensors().contains("noise"))
     return Error{ErrorCode::invalid_request, path + " has no tensor 'noise'", "it must hold noise [1,C,T,H,W], f32"};
   return std::optional<compiler::TensorFile>(std::move(file));
@@ -201,9 +208,12 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
   auto account = client.generate(spec, files.noise, handlers);
   if (broken) return *broken;
   if (!account.ok()) return account.error();
+  progress.finish();
   ORRERY_TRY(result, sink.finish());
   if (spec.save_tensors) ORRERY_TRY_DONE(tensors.write(arguments.save_tensors));
-  progress.finish();
+  if (const auto json = parse_json(account.value(), "account"); json.ok())
+    if (json.value().value(Json::json_pointer("/stages/text_encoder/truncated"), false))
+      warn(context, "a prompt is longer than " + std::to_string(spec.max_text_tokens) + " tokens; what comes after them has no effect");
 
   SidecarFacts sidecar;
   sidecar.spec = spec;

@@ -126,9 +126,10 @@ struct LocalCluster::State {
 LocalCluster::LocalCluster(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 LocalCluster::~LocalCluster() {
-  state_->coordinator.reset();  // Shutdown goes to the nodes.
+  const bool all_joined = state_->coordinator && state_->coordinator->missing().empty();
+  state_->coordinator.reset();  // Shutdown goes to the nodes; one that never joined does not hear it.
   SteadyClock clock;
-  const auto until = clock.now() + std::chrono::seconds(2);
+  const auto until = clock.now() + (all_joined ? std::chrono::seconds(2) : std::chrono::seconds(0));
   for (auto& process : state_->processes) process.wait(std::max(Duration{}, until - clock.now()));
   stop_all(state_->processes, duration_of(std::min(state_->grace, 5.0)));
 }
