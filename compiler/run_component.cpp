@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <set>
 #include <utility>
 
@@ -59,78 +58,6 @@ private:
   const NamedTensors& tensors_;
 };
 
-/// Weights on the card as long as this lives.
-class LoadedWeights {
-public:
-  static Result<std::unique_ptr<LoadedWeights>> load(cards::Card& card, std::shared_ptr<const cards::WeightSet> weights,
-                                                     const cards::WeightSource& source) {
-    const auto component = weights->component;
-    ORRERY_TRY_DONE(card.load_weights(std::move(weights), source, [](std::uint64_t) { return true; }));
-    return std::unique_ptr<LoadedWeights>(new LoadedWeights(card, component));
-  }
-  ~LoadedWeights() { card_.drop_weights(component_); }
-  LoadedWeights(const LoadedWeights&) = delete;
-  LoadedWeights& operator=(const LoadedWeights&) = delete;
-
-private:
-  LoadedWeights(cards::Card& card, std::string component) : card_(card), component_(std::move(component)) {}
-  cards::Card& card_;
-  std::string component_;
-};
-
-/// A lane with its program set and weights; closed and dropped at the end.
-class LocalLane {
-public:
-  static Result<LocalLane> open(cards::Card& card, std::shared_ptr<const cards::ProgramSet> set,
-                                const cards::WeightSource& source) {
-    LocalLane lane;
-    ORRERY_TRY(loaded, LoadedWeights::load(card, set->weights, source));
-    lane.loaded_ = std::move(loaded);
-    ORRERY_TRY(id, card.open_lane(set));
-    lane.card_ = &card;
-    lane.set_ = std::move(set);
-    lane.id_ = id;
-    return lane;
-  }
-  LocalLane(LocalLane&& other) noexcept
-      : loaded_(std::move(other.loaded_)),
-        card_(std::exchange(other.card_, nullptr)),
-        set_(std::move(other.set_)),
-        id_(other.id_) {}
-  LocalLane& operator=(LocalLane&&) = delete;
-  ~LocalLane() {
-    if (card_ != nullptr) card_->close_lane(id_);
-  }
-
-  void write(const std::string& input, std::span<const float> values) {
-    const auto memory = card_->memory(id_, set_->inputs.at(input));
-    ORRERY_CHECK(memory.size() == values.size_bytes());
-    std::memcpy(memory.data(), values.data(), memory.size());
-  }
-  void write(const std::string& input, std::span<const std::int32_t> values) {
-    const auto memory = card_->memory(id_, set_->inputs.at(input));
-    ORRERY_CHECK(memory.size() == values.size_bytes());
-    std::memcpy(memory.data(), values.data(), memory.size());
-  }
-  void read(const std::string& output, std::span<float> values) {
-    const auto memory = card_->memory(id_, set_->outputs.at(output));
-    ORRERY_CHECK(memory.size() == values.size_bytes());
-    std::memcpy(values.data(), memory.data(), memory.size());
-  }
-  Shape shape_of(const std::string& output) const { return set_->slots[set_->outputs.at(output)].shape; }
-  Status run(const std::string& program, const cards::Scalars& scalars) {
-    const auto index = set_->index_of(program);
-    return card_->run(id_, index, 0, static_cast<std::uint32_t>(set_->programs[index].commands.size()), scalars);
-  }
-
-private:
-  LocalLane() = default;
-  std::unique_ptr<LoadedWeights> loaded_;
-  cards::Card* card_ = nullptr;
-  std::shared_ptr<const cards::ProgramSet> set_;
-  cards::LaneId id_ = 0;
-};
-
 template <class T>
 std::span<const T> item(std::span<const T> all, std::uint64_t index, std::uint64_t count) {
   return all.subspan(index * (all.size() / count), all.size() / count);
@@ -169,7 +96,7 @@ void resize_nearest(std::span<const float> from, std::uint64_t from_height, std:
 }
 
 Result<NamedTensors> run_transformer(const TransformerConfig& config, const WeightFiles& files,
-                                     const NamedTensors& tensors, cards::Card& card, const ComponentOptions& options) {
+                                     const NamedTensors& tensors, Lanes& lanes, const ComponentOptions& options) {
   const Inputs inputs(tensors);
   ORRERY_TRY_DONE(inputs.only("transformer", {"hidden_states", "timestep", "encoder_hidden_states", "fps",
                                               "padding_mask", "condition_mask", "attention_mask"}));
@@ -213,23 +140,24 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
                    shape.width);
   }
 
-  const auto layout = single_card(slice_count_of(config, options.slices));
-  ORRERY_TRY(weights, denoiser_weights(config, layout, options.compute));
-  ORRERY_TRY(set, compile_transformer(config, weights, layout, options.compute, shape));
-  ORRERY_TRY(lane, LocalLane::open(card, set, files));
-  Tensor sample(DType::f32, batched(batch, lane.shape_of("sample")));
+  const auto compile = [&](const Layout& layout) -> Result<std::shared_ptr<const cards::ProgramSet>> {
+    ORRERY_TRY(weights, denoiser_weights(config, layout, options.compute));
+    return compile_transformer(config, weights, layout, options.compute, shape);
+  };
+  ORRERY_TRY(lane, lanes.open(slice_count_of(config, options.slices), compile, files));
+  Tensor sample(DType::f32, batched(batch, lane->shape_of("sample")));
   for (std::uint64_t i = 0; i < batch; ++i) {
-    lane.write("hidden_states", item<float>(latents.as<float>(), i, batch));
-    lane.write("encoder_hidden_states", item<float>(text.as<float>(), i, batch));
-    if (shape.condition_mask) lane.write("condition_mask", item<float>(condition.as<float>(), i, batch));
-    if (shape.attention_mask) lane.write("attention_mask", item<float>(key_mask.as<float>(), i, batch));
-    if (config.padding_mask) lane.write("padding_mask", std::span<const float>(padding.as<float>()));
+    lane->write("hidden_states", std::as_bytes(item<float>(latents.as<float>(), i, batch)));
+    lane->write("encoder_hidden_states", std::as_bytes(item<float>(text.as<float>(), i, batch)));
+    if (shape.condition_mask) lane->write("condition_mask", std::as_bytes(item<float>(condition.as<float>(), i, batch)));
+    if (shape.attention_mask) lane->write("attention_mask", std::as_bytes(item<float>(key_mask.as<float>(), i, batch)));
+    if (config.padding_mask) lane->write("padding_mask", std::as_bytes(std::span<const float>(padding.as<float>())));
     cards::Scalars scalars{};
     scalars[static_cast<std::size_t>(cards::Scalar::timestep)] = timestep.as<float>()[i];
     scalars[static_cast<std::size_t>(cards::Scalar::c_in)] = 1;
-    ORRERY_TRY_DONE(lane.run("forward", scalars));
+    ORRERY_TRY_DONE(lane->run("forward", scalars));
     const auto size = sample.as<float>().size() / batch;
-    lane.read("sample", sample.as<float>().subspan(i * size, size));
+    lane->read("sample", std::as_writable_bytes(sample.as<float>().subspan(i * size, size)));
   }
   NamedTensors outputs;
   outputs.emplace("sample", std::move(sample));
@@ -237,7 +165,7 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
 }
 
 Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const WeightFiles& files,
-                                      const NamedTensors& tensors, cards::Card& card, const ComponentOptions& options) {
+                                      const NamedTensors& tensors, Lanes& lanes, const ComponentOptions& options) {
   const Inputs inputs(tensors);
   ORRERY_TRY_DONE(inputs.only("text_encoder", {"input_ids", "attention_mask"}));
   ORRERY_TRY(id_values, inputs.floats("input_ids", {0, 0}, "[B,S]"));
@@ -258,19 +186,20 @@ Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const Wei
     ORRERY_TRY_DONE(to_mask(given));
     mask = std::move(given);
   }
-  const auto layout = single_card(slice_count_of(config, options.slices));
-  ORRERY_TRY(weights, text_encoder_weights(config, layout, options.compute));
-  ORRERY_TRY(set, compile_text_encoder(config, weights, layout, options.compute, rows, masked));
-  ORRERY_TRY(lane, LocalLane::open(card, set, files));
+  const auto compile = [&](const Layout& layout) -> Result<std::shared_ptr<const cards::ProgramSet>> {
+    ORRERY_TRY(weights, text_encoder_weights(config, layout, options.compute));
+    return compile_text_encoder(config, weights, layout, options.compute, rows, masked);
+  };
+  ORRERY_TRY(lane, lanes.open(slice_count_of(config, options.slices), compile, files));
   Tensor hidden(DType::f32, {batch, rows, config.width}), embeds(DType::f32, {batch, rows, config.width});
   for (std::uint64_t i = 0; i < batch; ++i) {
-    lane.write("input_ids", item<std::int32_t>(ids, i, batch));
+    lane->write("input_ids", std::as_bytes(item<std::int32_t>(ids, i, batch)));
     const auto keep = item<float>(mask.as<float>(), i, batch);
-    if (masked) lane.write("attention_mask", keep);
-    ORRERY_TRY_DONE(lane.run("forward", cards::Scalars{}));
+    if (masked) lane->write("attention_mask", std::as_bytes(keep));
+    ORRERY_TRY_DONE(lane->run("forward", cards::Scalars{}));
     const auto size = rows * config.width;
     const auto to = hidden.as<float>().subspan(i * size, size);
-    lane.read("last_hidden_state", to);
+    lane->read("last_hidden_state", std::as_writable_bytes(to));
     for (std::uint64_t row = 0; row < rows; ++row)
       if (keep[row] != 0)
         std::copy_n(to.begin() + static_cast<std::ptrdiff_t>(row * config.width), config.width,
@@ -282,25 +211,24 @@ Result<NamedTensors> run_text_encoder(const TextEncoderConfig& config, const Wei
   return outputs;
 }
 
-/// One direction of the codec for every item of a batch.
-Status run_codec(std::shared_ptr<const cards::ProgramSet> set, const WeightFiles& files, cards::Card& card,
-                 const Tensor& input, const std::string& input_name, const std::string& output_name,
-                 NamedTensors& outputs) {
-  ORRERY_TRY(lane, LocalLane::open(card, std::move(set), files));
+/// One direction of the codec for every item of a batch. The codec is not sliced: one card.
+Status run_codec(const CompileFor& compile, const WeightFiles& files, Lanes& lanes, const Tensor& input,
+                 const std::string& input_name, const std::string& output_name, NamedTensors& outputs) {
+  ORRERY_TRY(lane, lanes.open(1, compile, files));
   const auto batch = input.shape()[0];
-  Tensor output(DType::f32, batched(batch, lane.shape_of(output_name)));
+  Tensor output(DType::f32, batched(batch, lane->shape_of(output_name)));
   for (std::uint64_t i = 0; i < batch; ++i) {
-    lane.write(input_name, item<float>(input.as<float>(), i, batch));
-    ORRERY_TRY_DONE(lane.run("forward", cards::Scalars{}));
+    lane->write(input_name, std::as_bytes(item<float>(input.as<float>(), i, batch)));
+    ORRERY_TRY_DONE(lane->run("forward", cards::Scalars{}));
     const auto size = output.as<float>().size() / batch;
-    lane.read(output_name, output.as<float>().subspan(i * size, size));
+    lane->read(output_name, std::as_writable_bytes(output.as<float>().subspan(i * size, size)));
   }
   outputs.emplace(output_name, std::move(output));
   return Done{};
 }
 
 Result<NamedTensors> run_vae(const CodecConfig& config, const WeightFiles& files, const NamedTensors& tensors,
-                             cards::Card& card, const ComponentOptions& options) {
+                             Lanes& lanes, const ComponentOptions& options) {
   const Inputs inputs(tensors);
   ORRERY_TRY_DONE(inputs.only("vae", {"pixels", "z"}));
   if (tensors.empty())
@@ -308,16 +236,21 @@ Result<NamedTensors> run_vae(const CodecConfig& config, const WeightFiles& files
   NamedTensors outputs;
   if (inputs.has("pixels")) {
     ORRERY_TRY(pixels, inputs.floats("pixels", {0, 3, 0, 0, 0}, "[B,3,F,H,W]"));
-    ORRERY_TRY(weights, encoder_weights(config, options.compute));
-    ORRERY_TRY(set, compile_encode(config, weights, options.compute,
-                                   {pixels.shape()[2], pixels.shape()[3], pixels.shape()[4]}));
-    ORRERY_TRY_DONE(run_codec(set, files, card, pixels, "pixels", "latent", outputs));
+    const PixelShape shape = {pixels.shape()[2], pixels.shape()[3], pixels.shape()[4]};
+    const auto compile = [&](const Layout&) -> Result<std::shared_ptr<const cards::ProgramSet>> {
+      ORRERY_TRY(weights, encoder_weights(config, options.compute));
+      return compile_encode(config, weights, options.compute, shape);
+    };
+    ORRERY_TRY_DONE(run_codec(compile, files, lanes, pixels, "pixels", "latent", outputs));
   }
   if (inputs.has("z")) {
     ORRERY_TRY(z, inputs.floats("z", {0, config.latent_channels, 0, 0, 0}, "[B,C,T,H,W]"));
-    ORRERY_TRY(weights, decoder_weights(config, options.compute));
-    ORRERY_TRY(set, compile_decode_whole(config, weights, options.compute, {z.shape()[2], z.shape()[3], z.shape()[4]}));
-    ORRERY_TRY_DONE(run_codec(set, files, card, z, "z", "video", outputs));
+    const CodecShape shape = {z.shape()[2], z.shape()[3], z.shape()[4]};
+    const auto compile = [&](const Layout&) -> Result<std::shared_ptr<const cards::ProgramSet>> {
+      ORRERY_TRY(weights, decoder_weights(config, options.compute));
+      return compile_decode_whole(config, weights, options.compute, shape);
+    };
+    ORRERY_TRY_DONE(run_codec(compile, files, lanes, z, "z", "video", outputs));
   }
   return outputs;
 }
@@ -325,7 +258,7 @@ Result<NamedTensors> run_vae(const CodecConfig& config, const WeightFiles& files
 }  // namespace
 
 Result<NamedTensors> run_component(const ModelFolder& folder, const std::string& component, const NamedTensors& inputs,
-                                   cards::Card& card, const ComponentOptions& options) {
+                                   Lanes& lanes, const ComponentOptions& options) {
   if (component != "transformer" && component != "text_encoder" && component != "vae")
     return bad_input("'" + component.substr(0, 60) + "' is not a component",
                      "components: transformer, text_encoder, vae");
@@ -334,9 +267,15 @@ Result<NamedTensors> run_component(const ModelFolder& folder, const std::string&
                                                 : folder.text_encoder.has_value();
   if (!there) return Error{ErrorCode::not_found, folder.path + " has no " + component};
   ORRERY_TRY(files, open_weights(folder, component));
-  if (component == "transformer") return run_transformer(*folder.transformer, *files, inputs, card, options);
-  if (component == "vae") return run_vae(*folder.codec, *files, inputs, card, options);
-  return run_text_encoder(*folder.text_encoder, *files, inputs, card, options);
+  if (component == "transformer") return run_transformer(*folder.transformer, *files, inputs, lanes, options);
+  if (component == "vae") return run_vae(*folder.codec, *files, inputs, lanes, options);
+  return run_text_encoder(*folder.text_encoder, *files, inputs, lanes, options);
+}
+
+Result<NamedTensors> run_component(const ModelFolder& folder, const std::string& component, const NamedTensors& inputs,
+                                   cards::Card& card, const ComponentOptions& options) {
+  LocalLanes lanes(card);
+  return run_component(folder, component, inputs, lanes, options);
 }
 
 }  // namespace orrery::compiler

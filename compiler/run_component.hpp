@@ -1,4 +1,4 @@
-// Runs one component on one card in this process, named tensors in, named tensors out.
+// Runs one component, on one card or on whatever `Lanes` stand for: named tensors in, named tensors out.
 //
 // For `orrery infer`, for tests and for whoever wants to compare numbers with another implementation. Names and
 // shapes are those of the reference pipeline:
@@ -19,6 +19,7 @@
 #include "base/tensor.hpp"
 #include "cards/card.hpp"
 #include "compiler/compile.hpp"
+#include "compiler/component_lane.hpp"
 
 namespace orrery::compiler {
 
@@ -29,8 +30,12 @@ struct ComponentOptions {
 
 using NamedTensors = std::map<std::string, Tensor>;
 
-/// `component`: "transformer", "text_encoder" or "vae"; its weights are loaded into `card` and dropped again.
-/// Fails with invalid_request (an input is missing, of the wrong shape or unknown), invalid_model, unsupported.
+/// `component`: "transformer", "text_encoder" or "vae"; its weights are loaded for this call only. The outputs' bytes
+/// do not depend on the cards. Fails with invalid_request (an input is missing, of the wrong shape or unknown),
+/// invalid_model, unsupported, and with what opening and running the lanes fails with.
+Result<NamedTensors> run_component(const ModelFolder& folder, const std::string& component, const NamedTensors& inputs,
+                                   Lanes& lanes, const ComponentOptions& options);
+/// On one card of this process.
 Result<NamedTensors> run_component(const ModelFolder& folder, const std::string& component, const NamedTensors& inputs,
                                    cards::Card& card, const ComponentOptions& options);
 
