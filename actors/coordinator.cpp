@@ -146,7 +146,8 @@ void CoordinatorState::spawn_stages() {
         .then(
             [this, kind](const StageSpawned& spawned) {
               if (!spawned.failure.ok()) return fail(spawned.failure);
-              stages_[kind] = spawned.stage;
+              if (spawned.stage.empty()) return fail(Error{ErrorCode::internal, "a node answered without a stage"});
+              stages_[kind] = spawned.stage.front();
               if (stages_.size() < setup_.options.plan.stages.size()) return;
               if (phase_ == Coordinator::Phase::loading) phase_ = Coordinator::Phase::ready;
               publish_missing();

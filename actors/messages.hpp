@@ -126,7 +126,7 @@ typename Inspector::result_type inspect(Inspector& f, SpawnStage& x) {
 
 struct StageSpawned {
   Failure failure;
-  caf::actor stage;
+  std::vector<caf::actor> stage;  // One, or none after a failure: CAF 0.17 loses a message that holds a null handle.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, StageSpawned& x) {
@@ -144,7 +144,7 @@ typename Inspector::result_type inspect(Inspector& f, GetCard& x) {
 }
 struct CardHandle {
   Failure failure;
-  caf::actor card;
+  std::vector<caf::actor> card;  // One, or none after a failure.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, CardHandle& x) {

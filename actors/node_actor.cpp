@@ -99,7 +99,7 @@ CardHandle NodeActorState::on_get_card(const GetCard& order) {
   else if (found == cards_.end())
     handle.failure = Error{ErrorCode::not_found, "node " + setup_.name + " has no card number " + std::to_string(order.card)};
   else
-    handle.card = found->second;
+    handle.card = {found->second};
   return handle;
 }
 
@@ -158,8 +158,10 @@ caf::response_promise NodeActorState::on_spawn_stage(const SpawnStage& order) {
               [&](const CardHandle& handle) {
                 if (!handle.failure.ok())
                   found.failure = handle.failure;
+                else if (handle.card.empty())
+                  found.failure = Error{ErrorCode::internal, "node " + each.there.name + " answered without a card"};
                 else
-                  found.cards.push_back(handle.card);
+                  found.cards.push_back(handle.card.at(0));
               },
               [&](const caf::error& error) {
                 found.failure = error_of(control->system, error, "asking node " + each.there.name + " for a card");
@@ -206,8 +208,8 @@ void NodeActorState::on_cards_found(const CardsFound& found) {
         spawned.failure = guardrail.error();
     }
     if (spawned.failure.ok()) {
-      spawned.stage = self_->spawn(stage_actor, std::move(setup));
-      stages_.push_back(spawned.stage);
+      stages_.push_back(self_->spawn(stage_actor, std::move(setup)));
+      spawned.stage = {stages_.back()};
     }
   }
   promise.deliver(spawned);

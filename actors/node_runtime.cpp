@@ -29,25 +29,6 @@ const char* component_of(StageKind kind) {
   }
 }
 
-Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank) {
-  Seat seat;
-  seat.stage = static_cast<std::uint8_t>(stage.kind);
-  seat.layout.slice_count = stage.slices;
-  seat.layout.split = stage.split == topology::Split::tensor ? compiler::Split::tensor : compiler::Split::sequence;
-  seat.layout.owned.clear();
-  for (const auto& each : stage.groups) {
-    seat.layout.owned.emplace_back();
-    seat.endpoints.emplace_back();
-    for (const auto& member : each.ranks) {
-      seat.layout.owned.back().push_back(member.slices);
-      seat.endpoints.back().push_back(member.card);
-    }
-  }
-  seat.layout.group = group;
-  seat.layout.rank = rank;
-  return seat;
-}
-
 Result<std::shared_ptr<const cards::WeightSet>> weights_of(StageKind kind, const compiler::ModelFolder& model,
                                                            const compiler::Layout& layout, compiler::Compute compute) {
   switch (kind) {

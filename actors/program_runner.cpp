@@ -11,6 +11,25 @@ using cards::Attr;
 using cards::Op;
 using protocol::MessageKey;
 
+Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank) {
+  Seat seat;
+  seat.stage = static_cast<std::uint8_t>(stage.kind);
+  seat.layout.slice_count = stage.slices;
+  seat.layout.split = stage.split == topology::Split::tensor ? compiler::Split::tensor : compiler::Split::sequence;
+  seat.layout.owned.clear();
+  for (const auto& each : stage.groups) {
+    seat.layout.owned.emplace_back();
+    seat.endpoints.emplace_back();
+    for (const auto& member : each.ranks) {
+      seat.layout.owned.back().push_back(member.slices);
+      seat.endpoints.back().push_back(member.card);
+    }
+  }
+  seat.layout.group = group;
+  seat.layout.rank = rank;
+  return seat;
+}
+
 /// How many sends still read each slot.
 struct ProgramRunner::Lent {
   std::mutex mutex;

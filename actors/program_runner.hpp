@@ -21,6 +21,7 @@
 #include "protocol/collective/ordered_reduce_scatter.hpp"
 #include "protocol/collective/transfer.hpp"
 #include "protocol/exchange.hpp"
+#include "topology/plan.hpp"
 
 namespace orrery::actors {
 
@@ -37,6 +38,9 @@ struct Seat {
   std::vector<std::vector<protocol::EndpointId>> endpoints;
   protocol::EndpointId self() const { return endpoints[layout.group][layout.rank]; }
 };
+
+/// What a plan says of one rank of a stage.
+Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank);
 
 /// One request's lane on one card.
 ///

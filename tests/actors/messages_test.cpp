@@ -12,12 +12,14 @@ namespace {
 template <class T>
 T there_and_back(caf::actor_system& system, const T& message) {
   caf::binary_serializer::container_type bytes;
-  caf::binary_serializer sink(system, bytes);
+  caf::scoped_execution_unit context(&system);  // Actor handles need one.
+  caf::binary_serializer sink(&context, bytes);
   auto whole = caf::make_message(message);
   REQUIRE_FALSE(sink(whole));
-  caf::binary_deserializer source(system, bytes);
+  caf::binary_deserializer source(&context, bytes);
   caf::message copy;
   REQUIRE_FALSE(source(copy));
+  INFO(__PRETTY_FUNCTION__);
   REQUIRE(copy.match_elements<T>());
   return copy.get_as<T>(0);
 }
@@ -27,6 +29,12 @@ T there_and_back(caf::actor_system& system, const T& message) {
 TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   Control control;
   auto& system = control.state().system;
+  // Messages that carry an actor always have one; those that may not say so in messages.hpp.
+  const auto actor = system.spawn([](caf::event_based_actor*) -> caf::behavior { return {[](int) {}}; });
+  const struct Ending {
+    caf::actor actor;
+    ~Ending() { caf::anon_send_exit(actor, caf::exit_reason::user_shutdown); }
+  } ending{actor};
 
   Failure failure;
   failure.code = 22;
@@ -41,6 +49,7 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   hello.control_port = 4711;
   hello.data_address = "ipc:///tmp/x";
   hello.pid = 12;
+  hello.node = actor;
   const auto hello_copy = there_and_back(system, hello);
   CHECK(hello_copy.cluster_id == 7);
   CHECK(hello_copy.data_address == hello.data_address);
@@ -53,6 +62,7 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   load.guardrail_folders = {"a", "b"};
   load.collective_deadline_seconds = 61.5;
   load.queue_max = 5;
+  load.coordinator = actor;
   const auto load_copy = there_and_back(system, load);
   CHECK(load_copy.peers[1].data_address == "tcp://b");
   CHECK(load_copy.guardrail_folders.size() == 2);
@@ -70,6 +80,7 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   run.spec = spec;
   run.prompt_rows = 6;
   run.negative_rows = 1;
+  run.listener = actor;
   const auto run_copy = there_and_back(system, run);
   CHECK(run_copy.spec.seed == spec.seed);
   CHECK(run_copy.spec.save_tensors);
@@ -118,7 +129,9 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   there_and_back(system, Shutdown{});
   there_and_back(system, AskNodeHealth{});
   there_and_back(system, AskRoutes{});
-  there_and_back(system, Submit{});
+  Submit submit;
+  submit.client = actor;
+  there_and_back(system, submit);
   there_and_back(system, Submitted{});
   there_and_back(system, Cancel{});
   there_and_back(system, Fetched{});
