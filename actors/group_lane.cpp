@@ -149,7 +149,7 @@ public:
   Lane& operator=(const Lane&) = delete;
 
   Status open(const topology::Plan& plan, const compiler::CompileFor& compile, const cards::WeightSource& source) {
-    ORRERY_TRY(numerics, cards::check_numerics());
+    if (const auto numerics = cards::check_numerics(); !numerics.ok()) return numerics.error();
     const auto& stage = plan.stages[0];
     const auto& members = stage.groups[0].ranks;
     std::vector<std::string> nodes;
@@ -167,15 +167,7 @@ public:
     }
     ORRERY_TRY_DONE(wiring_.connect(owner_.options_.cluster.data.transport, nodes, clock_));
     ORRERY_TRY_DONE(wiring_.route(plan.digest(), node_of));
-    ORRERY_TRY_DONE(on_all([&](std::size_t index) -> Status {
-      auto& rank = ranks_[index];
-      ORRERY_TRY(programs, compile(rank.seat.layout));
-      rank.programs = std::move(programs);
-      ORRERY_TRY_DONE(rank.card->load_weights(rank.programs->weights, source, [this](std::uint64_t) { return !failed_; }));
-      ORRERY_TRY(lane, rank.card->open_lane(rank.programs));
-      rank.lane = lane;
-      return Done{};
-    }));
+    ORRERY_TRY_DONE(on_all([&](std::size_t index) { return load(ranks_[index], compile, source); }));
     const std::lock_guard lock(mutex_);
     for (const auto& rank : ranks_)
       runners_.push_back(std::make_unique<ProgramRunner>(*rank.card, wiring_.of(rank.node), clock_, rank.seat, only_request, rank.lane,
@@ -199,7 +191,7 @@ public:
     const auto step = step_++;
     return on_all([&](std::size_t index) -> Status {
       auto& runner = *runners_[index];
-      ORRERY_TRY(times, runner.run(runner.programs().index_of(program), step, scalars));
+      if (const auto times = runner.run(runner.programs().index_of(program), step, scalars); !times.ok()) return times.error();
       return Done{};
     });
   }
@@ -224,6 +216,16 @@ public:
   }
 
 private:
+  Status load(Rank& rank, const compiler::CompileFor& compile, const cards::WeightSource& source) {
+    ORRERY_TRY(programs, compile(rank.seat.layout));
+    rank.programs = std::move(programs);
+    ORRERY_TRY_DONE(rank.card->load_weights(rank.programs->weights, source, [this](std::uint64_t) { return !failed_; }));
+    ORRERY_TRY(lane, rank.card->open_lane(rank.programs));
+    rank.lane = lane;
+    return Done{};
+  }
+
+  /// A thread for each rank, until all have ended.
   Status on_all(const std::function<Status(std::size_t)>& task) {
     {
       std::vector<std::jthread> threads;

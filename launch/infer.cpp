@@ -1,6 +1,7 @@
-// orrery infer: one component of a model on one card in this process, files in, files out. For whoever compares
-// numbers with another implementation.
+// orrery infer: one component of a model, files in, files out: on one card, or on the cards of a cluster file, all in
+// this process. For whoever compares numbers with another implementation, or one cluster with another.
 
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,18 +9,24 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include <CLI/CLI.hpp>
 
 #include "actors/denoise_schedule.hpp"
+#include "actors/group_lane.hpp"
 #include "base/clock.hpp"
+#include "base/file.hpp"
 #include "base/json.hpp"
 #include "base/units.hpp"
 #include "cards/card.hpp"
 #include "compiler/run_component.hpp"
 #include "compiler/tokenizer.hpp"
 #include "compiler/weight_file.hpp"
+#include "launch/config_files.hpp"
+#include "launch/paths.hpp"
+#include "launch/signals.hpp"
 #include "launch/verb.hpp"
 
 namespace orrery::launch {
@@ -28,7 +35,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct InferArguments {
-  std::string folder, inputs, outputs, text, dtype = "float32", memory;
+  ConfigArguments config;
+  std::string folder, inputs, outputs, text, dtype = "float32", memory, deployment;
   bool has_text = false;
   std::uint32_t steps = 0, threads = 0, slices = 8;
   std::uint64_t max_length = 0;
@@ -101,7 +109,86 @@ Result<int> run_tokenizer(const InferArguments& arguments) {
   return 0;
 }
 
+struct Inferred {
+  compiler::NamedTensors outputs;
+  std::string use;            // What it took, for -v.
+  std::optional<int> signal;  // That ended it before there were outputs.
+};
+
+Result<Inferred> on_one_card(const InferArguments& arguments, const compiler::ModelFolder& folder, const compiler::NamedTensors& inputs,
+                             const compiler::ComponentOptions& component) {
+  cards::CardOptions options;
+  options.name = "local";
+  options.threads = arguments.threads > 0 ? arguments.threads : std::max(1U, std::thread::hardware_concurrency());
+  options.memory_bytes = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  if (!arguments.memory.empty()) {
+    auto bytes = parse_bytes(arguments.memory);
+    if (!bytes.ok()) return Error{ErrorCode::usage, "--memory " + bytes.error().message, bytes.error().hint};
+    options.memory_bytes = bytes.value();
+  }
+  ORRERY_TRY(card, cards::make_cpu_card(options));
+  ORRERY_TRY(outputs, compiler::run_component(folder, folder.single_component, inputs, *card, component));
+  return Inferred{std::move(outputs), "orrery: most card memory used: " + text_of_bytes(static_cast<double>(card->use().high_water)) + "\n", {}};
+}
+
+Result<actors::GroupOptions> group_of(const InferArguments& arguments, const VerbContext& context) {
+  // The folder stands in for a Model document.
+  auto config = arguments.config;
+  const auto alone = topology::ConfigSet::read({config.files, config.settings, shipped_configs()});
+  if (alone.models().empty()) config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
+  ORRERY_TRY(set, read_configs(config, context));
+  ORRERY_TRY(resolved, set.resolve(arguments.deployment));
+  actors::GroupOptions group;
+  group.cluster = resolved.cluster;
+  group.deployment = resolved.deployment;
+  group.dtype = arguments.dtype;
+  return group;
+}
+
+Result<Inferred> on_cluster(const InferArguments& arguments, const compiler::ModelFolder& folder, const compiler::NamedTensors& inputs,
+                            const compiler::ComponentOptions& component, const VerbContext& context) {
+  ORRERY_TRY(group, group_of(arguments, context));
+  group.component = folder.single_component;
+  ORRERY_TRY(signals, SignalWatch::create());
+  actors::GroupLanes lanes(std::move(group));
+  Result<compiler::NamedTensors> outputs = compiler::NamedTensors{};
+  const int done = ::eventfd(0, EFD_CLOEXEC);
+  if (done < 0) return Error{ErrorCode::io_failed, "no eventfd: " + errno_text()};
+  std::thread work([&] {
+    outputs = compiler::run_component(folder, folder.single_component, inputs, lanes, component);
+    ORRERY_CHECK(::eventfd_write(done, 1) == 0);
+  });
+  while (signals.wait_for_signal_or({&done, 1}, std::chrono::hours(1)) == SignalWatch::Woken::timed_out) {
+  }
+  if (signals.received()) lanes.cancel();
+  work.join();
+  ::close(done);
+  if (!outputs.ok()) {
+    if (const auto signal = signals.received(); signal && outputs.error().code == ErrorCode::cancelled) return Inferred{{}, {}, signal};
+    return outputs.error();
+  }
+  std::string use;
+  for (const auto& card : lanes.cards()) {
+    std::string slices;
+    for (const auto slice : card.slices) slices += " " + std::to_string(slice);
+    use += "orrery: " + card.name + ": slices" + slices + "; most card memory used: " + text_of_bytes(static_cast<double>(card.use.high_water)) + "\n";
+  }
+  return Inferred{std::move(outputs).value(), std::move(use), {}};
+}
+
+Status check_cluster_flags(const InferArguments& arguments) {
+  if (arguments.config.files.empty()) {
+    if (!arguments.deployment.empty() || !arguments.config.settings.empty())
+      return Error{ErrorCode::usage, "--deployment and --set are about configuration files, and there are none", "name some with -f"};
+  } else if (arguments.threads > 0 || !arguments.memory.empty()) {
+    return Error{ErrorCode::usage, "--threads and --memory are for one card; with -f the cluster file says what its cards have",
+                 "change it there, or drop -f"};
+  }
+  return Done{};
+}
+
 Result<int> run_one_component(const InferArguments& arguments, const VerbContext& context) {
+  ORRERY_TRY_DONE(check_cluster_flags(arguments));
   if (arguments.inputs.empty()) return Error{ErrorCode::usage, "--inputs is required", "name a .safetensors file with the component's inputs"};
   ORRERY_TRY_DONE(check_output(arguments.outputs));
   ORRERY_TRY(folder, compiler::open_model_folder(arguments.folder));
@@ -115,43 +202,46 @@ Result<int> run_one_component(const InferArguments& arguments, const VerbContext
     inputs.emplace(name, std::move(copy));
   }
 
-  cards::CardOptions options;
-  options.name = "local";
-  options.threads = arguments.threads > 0 ? arguments.threads : std::max(1U, std::thread::hardware_concurrency());
-  options.memory_bytes = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-  if (!arguments.memory.empty()) {
-    auto bytes = parse_bytes(arguments.memory);
-    if (!bytes.ok()) return Error{ErrorCode::usage, "--memory " + bytes.error().message, bytes.error().hint};
-    options.memory_bytes = bytes.value();
-  }
-  ORRERY_TRY(card, cards::make_cpu_card(options));
   compiler::ComponentOptions component;
   component.compute = arguments.dtype == "bfloat16" ? compiler::Compute::bf16 : compiler::Compute::f32;
   component.slices = arguments.slices;
   const SteadyClock clock;
   const auto start = clock.now();
-  ORRERY_TRY(outputs, compiler::run_component(folder, folder.single_component, inputs, *card, component));
-  ORRERY_TRY_DONE(write_tensors(arguments.outputs, outputs, context, seconds_of(clock.now() - start)));
-  if (context.verbose()) std::fprintf(stderr, "orrery: most card memory used: %s\n", text_of_bytes(static_cast<double>(card->use().high_water)).c_str());
+  ORRERY_TRY(inferred, arguments.config.files.empty() ? on_one_card(arguments, folder, inputs, component)
+                                                      : on_cluster(arguments, folder, inputs, component, context));
+  if (inferred.signal) return exit_code_of_signal(*inferred.signal);
+  ORRERY_TRY_DONE(write_tensors(arguments.outputs, inferred.outputs, context, seconds_of(clock.now() - start)));
+  if (context.verbose()) std::fputs(inferred.use.c_str(), stderr);
   return 0;
 }
 
 Result<int> run_infer(const InferArguments& arguments, const VerbContext& context) {
   std::error_code ignored;
-  if (fs::exists(arguments.folder + "/scheduler_config.json", ignored)) return run_scheduler(arguments, context);
+  const auto on_host = [&](const char* what) {
+    if (!arguments.config.files.empty()) warn(context, std::string("-f has no effect: a ") + what + " runs on no card");
+  };
+  if (fs::exists(arguments.folder + "/scheduler_config.json", ignored)) {
+    on_host("scheduler");
+    return run_scheduler(arguments, context);
+  }
   const bool has_config = fs::exists(arguments.folder + "/config.json", ignored) || fs::exists(arguments.folder + "/model_index.json", ignored);
-  if (!has_config && (arguments.has_text || fs::exists(arguments.folder + "/spiece.model", ignored))) return run_tokenizer(arguments);
+  if (!has_config && (arguments.has_text || fs::exists(arguments.folder + "/spiece.model", ignored))) {
+    on_host("tokenizer");
+    return run_tokenizer(arguments);
+  }
   return run_one_component(arguments, context);
 }
 
 }  // namespace
 
 void add_infer(CLI::App& app, VerbContext& context) {
-  auto* verb = app.add_subcommand("infer", "Runs one component of a model on one card, from files to files");
+  auto* verb = app.add_subcommand("infer", "Runs one component of a model, on one card or on a cluster's, from files to files");
   auto arguments = std::make_shared<InferArguments>();
   verb->add_option("folder", arguments->folder, "MODEL/transformer, text_encoder, vae, scheduler or tokenizer")->type_name("FOLDER")->required();
   verb->add_option("--inputs", arguments->inputs, "Tensors to feed, with the reference pipeline's names")->type_name("IN.safetensors");
   verb->add_option("--outputs", arguments->outputs, "Tensors to write")->type_name("OUT.safetensors");
+  add_config_options(*verb, arguments->config, false);
+  verb->add_option("--deployment", arguments->deployment, "Which deployment, when the files hold several")->type_name("NAME");
   verb->add_option("--dtype", arguments->dtype, "Of matrix products; default float32")
       ->type_name("float32|bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
@@ -167,6 +257,8 @@ void add_infer(CLI::App& app, VerbContext& context) {
   add_output_option(*verb, arguments->format, {OutputFormat::table, OutputFormat::json});
   set_examples(*verb, {
       "orrery infer MODEL/transformer --inputs in.safetensors --outputs out.safetensors --dtype bfloat16",
+      "orrery infer MODEL/transformer --inputs in.safetensors --outputs out.safetensors -f configs/clusters/two_nodes.yaml",
+      "orrery infer MODEL/text_encoder --inputs in.safetensors --outputs out.safetensors -f configs/deployments/sequence.yaml",
       "orrery infer MODEL/scheduler --steps 36 --outputs schedule.safetensors",
       "orrery infer MODEL/tokenizer --text \"a red circle\" --max-length 64 -o json",
   });
