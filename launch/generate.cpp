@@ -285,14 +285,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   files.sink = std::move(sink);
   LocalClusterOptions options;
   options.on_load = [&](std::uint64_t done, std::uint64_t total) {
-    ProgressEvent event;
-    event.kind = done == total ? ProgressEvent::Kind::done : ProgressEvent::Kind::advanced;
-    event.stage = "load";
-    event.detail = planned.resolved.model.name;
-    event.completed = done;
-    event.total = total;
-    event.unit = {"bytes"};
-    progress.on_event(event);
+    progress.on_event(load_event(planned.resolved.model.name, done, total));
   };
   auto cluster = LocalCluster::start(planned, options, signals);
   if (!cluster.ok()) return ended(cluster.error());

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "actors/demand.hpp"
+#include "actors/program_runner.hpp"
 #include "base/json.hpp"
 #include "compiler/compile.hpp"
 #include "launch/config_files.hpp"
@@ -22,21 +23,6 @@ struct PlanArguments {
   OutputFormat format = OutputFormat::table;
   bool explain = false, programs = false;
 };
-
-/// The layout of one rank as the compiler takes it.
-compiler::Layout layout_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank) {
-  compiler::Layout layout;
-  layout.slice_count = stage.slices;
-  layout.split = stage.split == topology::Split::sequence ? compiler::Split::sequence : compiler::Split::tensor;
-  layout.owned.clear();
-  for (const auto& one : stage.groups) {
-    auto& ranks = layout.owned.emplace_back();
-    for (const auto& owner : one.ranks) ranks.push_back(owner.slices);
-  }
-  layout.group = group;
-  layout.rank = rank;
-  return layout;
-}
 
 /// The denoiser's programs of every rank, as text.
 Result<std::string> programs_text(const topology::Resolved& resolved, const topology::RequestShape& shape, const topology::Plan& plan) {
@@ -58,7 +44,7 @@ Result<std::string> programs_text(const topology::Resolved& resolved, const topo
     if (stage.kind != topology::StageKind::denoiser) continue;
     for (std::uint32_t group = 0; group < stage.groups.size(); ++group) {
       for (std::uint32_t rank = 0; rank < stage.groups[group].ranks.size(); ++rank) {
-        const auto layout = layout_of(stage, group, rank);
+        const auto layout = actors::seat_of(stage, group, rank).layout;
         ORRERY_TRY(weights, compiler::denoiser_weights(*folder.transformer, layout, compute));
         ORRERY_TRY(programs, compiler::compile_denoiser(*folder.transformer, weights, layout, compute, denoiser));
         const auto& card = plan.cards[stage.groups[group].ranks[rank].card];

@@ -267,4 +267,15 @@ void ProgressWriter::finish() {
   lines_on_screen_ = 0;
 }
 
+ProgressEvent load_event(const std::string& model, std::uint64_t done, std::uint64_t total) {
+  ProgressEvent event;
+  event.kind = done == total ? ProgressEvent::Kind::done : ProgressEvent::Kind::advanced;
+  event.stage = "load";
+  event.detail = model;
+  event.completed = done;
+  event.total = total;
+  event.unit = {"bytes"};
+  return event;
+}
+
 }  // namespace orrery::launch

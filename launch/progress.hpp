@@ -105,4 +105,7 @@ private:
   bool waiting_ = false;  // Something changed that was not drawn yet.
 };
 
+/// The line of a model's weights being read: bytes over all nodes.
+ProgressEvent load_event(const std::string& model, std::uint64_t done, std::uint64_t total);
+
 }  // namespace orrery::launch

@@ -31,14 +31,7 @@ Result<int> stay_up(const UpArguments& arguments, const VerbContext& context) {
   ProgressWriter progress(context, clock);
   LocalClusterOptions options;
   options.on_load = [&](std::uint64_t done, std::uint64_t total) {
-    ProgressEvent event;
-    event.kind = done == total ? ProgressEvent::Kind::done : ProgressEvent::Kind::advanced;
-    event.stage = "load";
-    event.detail = planned.resolved.model.name;
-    event.completed = done;
-    event.total = total;
-    event.unit = {"bytes"};
-    progress.on_event(event);
+    progress.on_event(load_event(planned.resolved.model.name, done, total));
   };
   ORRERY_TRY(cluster, LocalCluster::start(planned, options, signals));
   auto registered = Registration::create({planned.resolved.cluster.name, cluster->address(), static_cast<int>(::getpid())});
