@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <thread>
 
 #include <CLI/CLI.hpp>
 
@@ -207,7 +208,15 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
   const auto started = clock.now();
   auto account = client.generate(spec, files.noise, handlers);
   if (broken) return *broken;
-  if (!account.ok()) return account.error();
+  if (!account.ok()) {
+    // How a lost node's process ended says more than that its connection did; it may take a moment to be seen.
+    if (cluster != nullptr && account.error().code == ErrorCode::peer_lost)
+      for (const auto until = clock.now() + std::chrono::seconds(1); clock.now() < until && !signals.received();) {
+        ORRERY_TRY_DONE(cluster->health());
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+    return account.error();
+  }
   progress.finish();
   ORRERY_TRY(result, sink.finish());
   if (spec.save_tensors) ORRERY_TRY_DONE(tensors.write(arguments.save_tensors));

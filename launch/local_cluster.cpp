@@ -5,10 +5,12 @@
 #include <atomic>
 #include <cmath>
 #include <filesystem>
+#include <sstream>
 
 #include "actors/demand.hpp"
 #include "actors/request_check.hpp"
 #include "base/file.hpp"
+#include "base/private_folder.hpp"
 #include "launch/config_files.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
@@ -17,34 +19,6 @@
 namespace orrery::launch {
 
 namespace {
-
-/// A folder that only this user can enter; removed with everything in it.
-class PrivateFolder {
-public:
-  static Result<PrivateFolder> create() {
-    const char* base = std::getenv("TMPDIR");
-    std::string pattern = std::string(base != nullptr && *base != '\0' ? base : "/tmp") + "/orrery-XXXXXX";
-    if (::mkdtemp(pattern.data()) == nullptr)
-      return Error{ErrorCode::io_failed, "cannot make a folder like " + pattern + ": " + errno_text(), "set TMPDIR to a folder you may write to"};
-    PrivateFolder folder;
-    folder.path_ = pattern;
-    return folder;
-  }
-  PrivateFolder(PrivateFolder&& other) noexcept : path_(std::exchange(other.path_, {})) {}
-  PrivateFolder& operator=(PrivateFolder&& other) noexcept {
-    std::swap(path_, other.path_);
-    return *this;
-  }
-  PrivateFolder() = default;
-  ~PrivateFolder() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
-private:
-  std::string path_;
-};
 
 std::uint64_t random_id() {
   std::uint64_t id = 0;
@@ -117,8 +91,12 @@ struct LocalCluster::State {
 
   Error ended(std::size_t index, const ProcessEnd& end) const {
     Error error{ErrorCode::peer_lost, processes[index].name() + " " + end.text()};
-    if (const auto words = last_lines(logs[index], 3); !words.empty()) error.hint = "it said: " + words;
-    while (!error.hint.empty() && error.hint.back() == '\n') error.hint.pop_back();
+    // Its sentences, not its events.
+    std::istringstream log(last_lines(logs[index], 20));
+    std::string words;
+    for (std::string line; std::getline(log, line);)
+      if (!line.empty() && line.front() != '{') words += (words.empty() ? "" : "; ") + line;
+    if (!words.empty()) error.hint = "it said: " + words;
     return error;
   }
 };

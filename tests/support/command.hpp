@@ -107,6 +107,7 @@ inline CommandResult run_command(const ScratchFolder& scratch, std::vector<std::
   bool out_open = true, err_open = true, dead = false;
   int status = 0;
   while (out_open || err_open || !dead) {
+    const bool was_dead = dead;  // What it wrote last may come after this poll.
     pollfd waiting[2] = {{out_open ? out[0] : -1, POLLIN, 0}, {err_open ? err[0] : -1, POLLIN, 0}};
     ::poll(waiting, 2, 10);
     char buffer[65536];
@@ -122,7 +123,7 @@ inline CommandResult run_command(const ScratchFolder& scratch, std::vector<std::
     read_some(waiting[1], err_open, result.err);
     if (!dead && ::waitpid(pid, &status, WNOHANG) == pid) dead = true;
     // A child that outlives the command would hold the pipes open: it is not waited for.
-    if (dead && waiting[0].revents == 0 && waiting[1].revents == 0) break;
+    if (was_dead && waiting[0].revents == 0 && waiting[1].revents == 0) break;
     if (!dead && meanwhile) meanwhile(pid, result.out, result.err);
     if (!dead && std::chrono::steady_clock::now() > until) {
       result.timed_out = true;
