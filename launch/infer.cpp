@@ -25,7 +25,6 @@
 #include "compiler/tokenizer.hpp"
 #include "compiler/weight_file.hpp"
 #include "launch/config_files.hpp"
-#include "launch/paths.hpp"
 #include "launch/signals.hpp"
 #include "launch/verb.hpp"
 
@@ -132,12 +131,8 @@ Result<Inferred> on_one_card(const InferArguments& arguments, const compiler::Mo
 }
 
 Result<actors::GroupOptions> group_of(const InferArguments& arguments, const VerbContext& context) {
-  // The folder stands in for a Model document.
-  auto config = arguments.config;
-  const auto alone = topology::ConfigSet::read({config.files, config.settings, shipped_configs()});
-  if (alone.models().empty()) config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
-  ORRERY_TRY(set, read_configs(config, context));
-  ORRERY_TRY(resolved, set.resolve(arguments.deployment));
+  ORRERY_TRY(set, read_configs(arguments.config, context));
+  ORRERY_TRY(resolved, set.resolve_without_model(arguments.deployment));
   actors::GroupOptions group;
   group.cluster = resolved.cluster;
   group.deployment = resolved.deployment;

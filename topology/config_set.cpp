@@ -329,10 +329,32 @@ ConfigSet ConfigSet::read(const ConfigOptions& options) {
   return set;
 }
 
-Result<Resolved> ConfigSet::resolve(const std::string& deployment) const {
-  const auto wrong = [](std::string message, std::string hint) {
-    return Error{ErrorCode::invalid_config, std::move(message), std::move(hint)};
-  };
+namespace {
+
+Error wrong(std::string message, std::string hint) {
+  return Error{ErrorCode::invalid_config, std::move(message), std::move(hint)};
+}
+
+/// The named one, or the only one.
+template <class T>
+Status choose(const std::string& what, const std::string& name, const std::map<std::string, T>& own,
+              const std::map<std::string, T>& shipped, T& into) {
+  if (!name.empty()) {
+    const auto found = own.find(name);
+    into = found != own.end() ? found->second : shipped.at(name);
+    return Done{};
+  }
+  if (own.empty()) return wrong("the files hold no " + what, "add one with -f");
+  if (own.size() > 1)
+    return wrong("the files hold several " + what + "s: " + joined_names(names_in(own)),
+                 "add a Deployment that names one");
+  into = own.begin()->second;
+  return Done{};
+}
+
+}  // namespace
+
+Result<Resolved> ConfigSet::resolve_without_model(const std::string& deployment) const {
   if (!ok()) return error_of(findings_);
   Resolved resolved;
   if (!deployment.empty()) {
@@ -348,25 +370,16 @@ Result<Resolved> ConfigSet::resolve(const std::string& deployment) const {
   } else {
     resolved.deployment.name = "default";
   }
-  const auto choose = [&](const std::string& what, const std::string& name, const auto& own, const auto& shipped,
-                          auto& into) -> Status {
-    if (!name.empty()) {
-      const auto found = own.find(name);
-      into = found != own.end() ? found->second : shipped.at(name);
-      return Done{};
-    }
-    if (own.empty()) return wrong("the files hold no " + what, "add one with -f");
-    if (own.size() > 1)
-      return wrong("the files hold several " + what + "s: " + joined_names(names_in(own)),
-                   "add a Deployment that names one");
-    into = own.begin()->second;
-    return Done{};
-  };
   ORRERY_TRY_DONE(choose("Cluster", resolved.deployment.cluster, clusters_, shipped_clusters_, resolved.cluster));
-  ORRERY_TRY_DONE(choose("Model", resolved.deployment.model, models_, shipped_models_, resolved.model));
   resolved.deployment.cluster = resolved.cluster.name;
-  resolved.deployment.model = resolved.model.name;
   return resolved;
+}
+
+Result<Resolved> ConfigSet::resolve(const std::string& deployment) const {
+  ORRERY_TRY(resolved, resolve_without_model(deployment));
+  ORRERY_TRY_DONE(choose("Model", resolved.deployment.model, models_, shipped_models_, resolved.model));
+  resolved.deployment.model = resolved.model.name;
+  return std::move(resolved);
 }
 
 std::vector<SchemaPage> metadata_pages() { return metadata_schema().pages(); }

@@ -58,6 +58,8 @@ public:
   /// that names no cluster or model takes the only one.
   /// Fails with invalid_config when there are findings, nothing to choose, or too much.
   Result<Resolved> resolve(const std::string& deployment = "") const;
+  /// The same for whoever has a model folder instead: `model` stays empty, and the files need none.
+  Result<Resolved> resolve_without_model(const std::string& deployment = "") const;
 
 private:
   class Loader;
