@@ -40,7 +40,8 @@ public:
       if (transport == topology::DataTransport::ipc || transport == topology::DataTransport::tcp) {
         protocol::ZmqOptions zmq;
         zmq.self = self;
-        if (transport == topology::DataTransport::ipc) zmq.bind = "ipc://" + folder_.path() + "/" + std::to_string(self);
+        if (transport == topology::DataTransport::ipc)
+          zmq.bind = "ipc://" + folder_.path() + "/" + std::to_string(self);
         ORRERY_TRY(made, protocol::make_zmq_transport(zmq));
         wire = std::move(made);
       } else {
@@ -107,14 +108,16 @@ Result<topology::Plan> plan_group(const GroupOptions& options, std::uint32_t sli
     // The codec is never shared out; the planner shares others than the denoiser out as it likes, so here the text
     // encoder takes the denoiser's part: its parallelism is what a deployment can name.
     if (work.kind == topology::StageKind::decoder) return std::move(first);
-    if (work.kind == topology::StageKind::text_encoder) deployment.placement.denoiser = deployment.placement.text_encoder;
+    if (work.kind == topology::StageKind::text_encoder)
+      deployment.placement.denoiser = deployment.placement.text_encoder;
     demand.stages[0].kind = topology::StageKind::denoiser;
     if (parallelism.tensor || parallelism.sequence) {
       parallelism = {parallelism.tensor.value_or(1), parallelism.sequence.value_or(1), 1};
       return topology::make_plan(options.cluster, deployment, demand);
     }
     // All cards: how many its placement leaves, the planner knows.
-    for (auto count = static_cast<std::uint32_t>(std::min<std::size_t>(slices, options.cluster.card_count()));; --count) {
+    for (auto count = static_cast<std::uint32_t>(std::min<std::size_t>(slices, options.cluster.card_count()));;
+         --count) {
       parallelism = {count, 1, 1};
       auto plan = topology::make_plan(options.cluster, deployment, demand);
       if (plan.ok() || count <= 1) return plan;
@@ -122,10 +125,12 @@ Result<topology::Plan> plan_group(const GroupOptions& options, std::uint32_t sli
   };
   ORRERY_TRY(plan, placed());
   for (const auto& rank : plan.stages[0].groups[0].ranks)
-    if (const auto& type = options.cluster.card_types.at(plan.cards[rank.card].type); type.backend != topology::Backend::cpu)
-      return Error{ErrorCode::unsupported,
-                   "card " + plan.card_name(rank.card) + " is a " + type.name + ", of which this machine has only the profile",
-                   "use a cluster of cpu cards"};
+    if (const auto& type = options.cluster.card_types.at(plan.cards[rank.card].type);
+        type.backend != topology::Backend::cpu)
+      return Error{
+          ErrorCode::unsupported,
+          "card " + plan.card_name(rank.card) + " is a " + type.name + ", of which this machine has only the profile",
+          "use a cluster of cpu cards"};
   return std::move(plan);
 }
 
@@ -143,7 +148,8 @@ public:
       owner_.current_ = nullptr;
     }
     owner_.cards_.clear();
-    for (const auto& rank : ranks_) owner_.cards_.push_back({rank.card->options().name, rank.seat.layout.slices(), rank.card->use()});
+    for (const auto& rank : ranks_)
+      owner_.cards_.push_back({rank.card->options().name, rank.seat.layout.slices(), rank.card->use()});
   }
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
@@ -161,7 +167,8 @@ public:
       Rank rank;
       rank.seat = seat_of(stage, 0, index);
       rank.node = planned.node;
-      ORRERY_TRY(card, cards::make_cpu_card({plan.card_name(members[index].card), planned.memory_bytes, planned.threads}));
+      ORRERY_TRY(card,
+                 cards::make_cpu_card({plan.card_name(members[index].card), planned.memory_bytes, planned.threads}));
       rank.card = std::move(card);
       ranks_.push_back(std::move(rank));
     }
@@ -170,8 +177,9 @@ public:
     ORRERY_TRY_DONE(on_all([&](std::size_t index) { return load(ranks_[index], compile, source); }));
     const std::lock_guard lock(mutex_);
     for (const auto& rank : ranks_)
-      runners_.push_back(std::make_unique<ProgramRunner>(*rank.card, wiring_.of(rank.node), clock_, rank.seat, only_request, rank.lane,
-                                                         rank.programs, owner_.options_.deadline));
+      runners_.push_back(std::make_unique<ProgramRunner>(*rank.card, wiring_.of(rank.node), clock_, rank.seat,
+                                                         only_request, rank.lane, rank.programs,
+                                                         owner_.options_.deadline));
     return Done{};
   }
 
@@ -191,7 +199,8 @@ public:
     const auto step = step_++;
     return on_all([&](std::size_t index) -> Status {
       auto& runner = *runners_[index];
-      if (const auto times = runner.run(runner.programs().index_of(program), step, scalars); !times.ok()) return times.error();
+      if (const auto times = runner.run(runner.programs().index_of(program), step, scalars); !times.ok())
+        return times.error();
       return Done{};
     });
   }
@@ -219,7 +228,8 @@ private:
   Status load(Rank& rank, const compiler::CompileFor& compile, const cards::WeightSource& source) {
     ORRERY_TRY(programs, compile(rank.seat.layout));
     rank.programs = std::move(programs);
-    ORRERY_TRY_DONE(rank.card->load_weights(rank.programs->weights, source, [this](std::uint64_t) { return !failed_; }));
+    ORRERY_TRY_DONE(
+        rank.card->load_weights(rank.programs->weights, source, [this](std::uint64_t) { return !failed_; }));
     ORRERY_TRY(lane, rank.card->open_lane(rank.programs));
     rank.lane = lane;
     return Done{};
@@ -245,13 +255,14 @@ private:
   std::vector<Rank> ranks_;
   Wiring wiring_;
   std::atomic<bool> failed_{false};
-  std::mutex mutex_;                      // Guards first_failure_ and the making of runners_.
+  std::mutex mutex_;  // Guards first_failure_ and the making of runners_.
   std::optional<Error> first_failure_;
   std::vector<std::unique_ptr<ProgramRunner>> runners_;
   std::uint32_t step_ = 0;
 };
 
-Result<std::unique_ptr<compiler::ComponentLane>> GroupLanes::open(std::uint32_t slice_count, const compiler::CompileFor& compile,
+Result<std::unique_ptr<compiler::ComponentLane>> GroupLanes::open(std::uint32_t slice_count,
+                                                                  const compiler::CompileFor& compile,
                                                                   const cards::WeightSource& source) {
   ORRERY_TRY(plan, plan_group(options_, slice_count));
   auto lane = std::make_unique<Lane>(*this);

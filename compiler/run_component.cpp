@@ -149,7 +149,8 @@ Result<NamedTensors> run_transformer(const TransformerConfig& config, const Weig
   for (std::uint64_t i = 0; i < batch; ++i) {
     lane->write("hidden_states", std::as_bytes(item<float>(latents.as<float>(), i, batch)));
     lane->write("encoder_hidden_states", std::as_bytes(item<float>(text.as<float>(), i, batch)));
-    if (shape.condition_mask) lane->write("condition_mask", std::as_bytes(item<float>(condition.as<float>(), i, batch)));
+    if (shape.condition_mask)
+      lane->write("condition_mask", std::as_bytes(item<float>(condition.as<float>(), i, batch)));
     if (shape.attention_mask) lane->write("attention_mask", std::as_bytes(item<float>(key_mask.as<float>(), i, batch)));
     if (config.padding_mask) lane->write("padding_mask", std::as_bytes(std::span<const float>(padding.as<float>())));
     cards::Scalars scalars{};

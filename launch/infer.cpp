@@ -51,13 +51,15 @@ Status check_output(const std::string& path) {
   return Done{};
 }
 
-Status write_tensors(const std::string& path, const compiler::NamedTensors& tensors, const VerbContext& context, double seconds) {
+Status write_tensors(const std::string& path, const compiler::NamedTensors& tensors, const VerbContext& context,
+                     double seconds) {
   std::map<std::string, TensorView> views;
   for (const auto& [name, tensor] : tensors) views[name] = tensor.view();
   ORRERY_TRY_DONE(compiler::write_safetensors(path, views));
   if (context.quiet()) return Done{};
   std::string list;
-  for (const auto& [name, view] : views) list += (list.empty() ? "" : ", ") + name + " " + std::string(name_of(view.dtype)) + text_of(view.shape);
+  for (const auto& [name, view] : views)
+    list += (list.empty() ? "" : ", ") + name + " " + std::string(name_of(view.dtype)) + text_of(view.shape);
   std::fprintf(stderr, "orrery: wrote %s: %s (%s)\n", path.c_str(), list.c_str(), text_of_seconds(seconds).c_str());
   return Done{};
 }
@@ -76,7 +78,8 @@ Result<int> run_scheduler(const InferArguments& arguments, const VerbContext& co
   const auto& steps = schedule.steps;
   const auto count = steps.size();
   compiler::NamedTensors tensors;
-  tensors["sigmas"] = column(count + 1, [&](std::uint64_t i) { return i < count ? steps[i].sigma : steps.back().sigma_next; });
+  tensors["sigmas"] =
+      column(count + 1, [&](std::uint64_t i) { return i < count ? steps[i].sigma : steps.back().sigma_next; });
   tensors["timesteps"] = column(count, [&](std::uint64_t i) { return steps[i].timestep; });
   tensors["c_in"] = column(count, [&](std::uint64_t i) { return steps[i].c_in; });
   tensors["c_skip"] = column(count, [&](std::uint64_t i) { return steps[i].c_skip; });
@@ -97,8 +100,8 @@ Result<int> run_tokenizer(const InferArguments& arguments) {
     padded.resize(limit, tokenizer.pad_id());
     std::vector<int> mask(limit, 0);
     std::fill_n(mask.begin(), tokens.ids.size(), 1);
-    const OrderedJson document{{"ids", tokens.ids}, {"count", tokens.count()}, {"truncated", tokens.truncated}, {"max_length", limit},
-                               {"input_ids", padded}, {"attention_mask", mask}};
+    const OrderedJson document{{"ids", tokens.ids},   {"count", tokens.count()}, {"truncated", tokens.truncated},
+                               {"max_length", limit}, {"input_ids", padded},     {"attention_mask", mask}};
     text = document.dump() + "\n";
   } else {
     for (const auto id : tokens.ids) text += (text.empty() ? "" : " ") + std::to_string(id);
@@ -114,12 +117,13 @@ struct Inferred {
   std::optional<int> signal;  // That ended it before there were outputs.
 };
 
-Result<Inferred> on_one_card(const InferArguments& arguments, const compiler::ModelFolder& folder, const compiler::NamedTensors& inputs,
-                             const compiler::ComponentOptions& component) {
+Result<Inferred> on_one_card(const InferArguments& arguments, const compiler::ModelFolder& folder,
+                             const compiler::NamedTensors& inputs, const compiler::ComponentOptions& component) {
   cards::CardOptions options;
   options.name = "local";
   options.threads = arguments.threads > 0 ? arguments.threads : std::max(1U, std::thread::hardware_concurrency());
-  options.memory_bytes = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+  options.memory_bytes =
+      static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
   if (!arguments.memory.empty()) {
     auto bytes = parse_bytes(arguments.memory);
     if (!bytes.ok()) return Error{ErrorCode::usage, "--memory " + bytes.error().message, bytes.error().hint};
@@ -127,7 +131,9 @@ Result<Inferred> on_one_card(const InferArguments& arguments, const compiler::Mo
   }
   ORRERY_TRY(card, cards::make_cpu_card(options));
   ORRERY_TRY(outputs, compiler::run_component(folder, folder.single_component, inputs, *card, component));
-  return Inferred{std::move(outputs), "orrery: most card memory used: " + text_of_bytes(static_cast<double>(card->use().high_water)) + "\n", {}};
+  return Inferred{std::move(outputs),
+                  "orrery: most card memory used: " + text_of_bytes(static_cast<double>(card->use().high_water)) + "\n",
+                  {}};
 }
 
 Result<actors::GroupOptions> group_of(const InferArguments& arguments, const VerbContext& context) {
@@ -140,8 +146,9 @@ Result<actors::GroupOptions> group_of(const InferArguments& arguments, const Ver
   return group;
 }
 
-Result<Inferred> on_cluster(const InferArguments& arguments, const compiler::ModelFolder& folder, const compiler::NamedTensors& inputs,
-                            const compiler::ComponentOptions& component, const VerbContext& context) {
+Result<Inferred> on_cluster(const InferArguments& arguments, const compiler::ModelFolder& folder,
+                            const compiler::NamedTensors& inputs, const compiler::ComponentOptions& component,
+                            const VerbContext& context) {
   ORRERY_TRY(group, group_of(arguments, context));
   group.component = folder.single_component;
   ORRERY_TRY(signals, SignalWatch::create());
@@ -159,14 +166,16 @@ Result<Inferred> on_cluster(const InferArguments& arguments, const compiler::Mod
   work.join();
   ::close(done);
   if (!outputs.ok()) {
-    if (const auto signal = signals.received(); signal && outputs.error().code == ErrorCode::cancelled) return Inferred{{}, {}, signal};
+    if (const auto signal = signals.received(); signal && outputs.error().code == ErrorCode::cancelled)
+      return Inferred{{}, {}, signal};
     return outputs.error();
   }
   std::string use;
   for (const auto& card : lanes.cards()) {
     std::string slices;
     for (const auto slice : card.slices) slices += " " + std::to_string(slice);
-    use += "orrery: " + card.name + ": slices" + slices + "; most card memory used: " + text_of_bytes(static_cast<double>(card.use.high_water)) + "\n";
+    use += "orrery: " + card.name + ": slices" + slices +
+           "; most card memory used: " + text_of_bytes(static_cast<double>(card.use.high_water)) + "\n";
   }
   return Inferred{std::move(outputs).value(), std::move(use), {}};
 }
@@ -174,9 +183,11 @@ Result<Inferred> on_cluster(const InferArguments& arguments, const compiler::Mod
 Status check_cluster_flags(const InferArguments& arguments) {
   if (arguments.config.files.empty()) {
     if (!arguments.deployment.empty() || !arguments.config.settings.empty())
-      return Error{ErrorCode::usage, "--deployment and --set are about configuration files, and there are none", "name some with -f"};
+      return Error{ErrorCode::usage, "--deployment and --set are about configuration files, and there are none",
+                   "name some with -f"};
   } else if (arguments.threads > 0 || !arguments.memory.empty()) {
-    return Error{ErrorCode::usage, "--threads and --memory are for one card; with -f the cluster file says what its cards have",
+    return Error{ErrorCode::usage,
+                 "--threads and --memory are for one card; with -f the cluster file says what its cards have",
                  "change it there, or drop -f"};
   }
   return Done{};
@@ -184,11 +195,13 @@ Status check_cluster_flags(const InferArguments& arguments) {
 
 Result<int> run_one_component(const InferArguments& arguments, const VerbContext& context) {
   ORRERY_TRY_DONE(check_cluster_flags(arguments));
-  if (arguments.inputs.empty()) return Error{ErrorCode::usage, "--inputs is required", "name a .safetensors file with the component's inputs"};
+  if (arguments.inputs.empty())
+    return Error{ErrorCode::usage, "--inputs is required", "name a .safetensors file with the component's inputs"};
   ORRERY_TRY_DONE(check_output(arguments.outputs));
   ORRERY_TRY(folder, compiler::open_model_folder(arguments.folder));
   if (folder.single_component.empty())
-    return Error{ErrorCode::usage, arguments.folder + " is a whole model", "name one component: " + arguments.folder + "/transformer, text_encoder, vae, scheduler or tokenizer"};
+    return Error{ErrorCode::usage, arguments.folder + " is a whole model",
+                 "name one component: " + arguments.folder + "/transformer, text_encoder, vae, scheduler or tokenizer"};
   ORRERY_TRY(file, compiler::TensorFile::open(arguments.inputs));
   compiler::NamedTensors inputs;
   for (const auto& [name, view] : file.tensors()) {
@@ -219,7 +232,8 @@ Result<int> run_infer(const InferArguments& arguments, const VerbContext& contex
     on_host("scheduler");
     return run_scheduler(arguments, context);
   }
-  const bool has_config = fs::exists(arguments.folder + "/config.json", ignored) || fs::exists(arguments.folder + "/model_index.json", ignored);
+  const bool has_config = fs::exists(arguments.folder + "/config.json", ignored) ||
+                          fs::exists(arguments.folder + "/model_index.json", ignored);
   if (!has_config && (arguments.has_text || fs::exists(arguments.folder + "/spiece.model", ignored))) {
     on_host("tokenizer");
     return run_tokenizer(arguments);
@@ -230,34 +244,55 @@ Result<int> run_infer(const InferArguments& arguments, const VerbContext& contex
 }  // namespace
 
 void add_infer(CLI::App& app, VerbContext& context) {
-  auto* verb = app.add_subcommand("infer", "Runs one component of a model, on one card or on a cluster's, from files to files");
+  auto* verb =
+      app.add_subcommand("infer", "Runs one component of a model, on one card or on a cluster's, from files to files");
   auto arguments = std::make_shared<InferArguments>();
-  verb->add_option("folder", arguments->folder, "MODEL/transformer, text_encoder, vae, scheduler or tokenizer")->type_name("FOLDER")->required();
-  verb->add_option("--inputs", arguments->inputs, "Tensors to feed, with the reference pipeline's names")->type_name("IN.safetensors");
+  verb->add_option("folder", arguments->folder, "MODEL/transformer, text_encoder, vae, scheduler or tokenizer")
+      ->type_name("FOLDER")
+      ->required();
+  verb->add_option("--inputs", arguments->inputs, "Tensors to feed, with the reference pipeline's names")
+      ->type_name("IN.safetensors");
   verb->add_option("--outputs", arguments->outputs, "Tensors to write")->type_name("OUT.safetensors");
   add_config_options(*verb, arguments->config, false);
-  verb->add_option("--deployment", arguments->deployment, "Which deployment, when the files hold several")->type_name("NAME");
+  verb->add_option("--deployment", arguments->deployment, "Which deployment, when the files hold several")
+      ->type_name("NAME");
   verb->add_option("--dtype", arguments->dtype, "Of matrix products; default float32")
       ->type_name("float32|bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
-  verb->add_option("--threads", arguments->threads, "Cores to use; default all. The result does not depend on it")->type_name("N")->check(CLI::Range(1U, 1024U));
-  verb->add_option("--slices", arguments->slices, "Slices to cut the component into, at most; part of the numerics class; default 8")->type_name("V")->check(CLI::Range(1U, 1024U));
-  verb->add_option("--memory", arguments->memory, "Hard budget of the card; default this machine's memory")->type_name("8GiB");
+  verb->add_option("--threads", arguments->threads, "Cores to use; default all. The result does not depend on it")
+      ->type_name("N")
+      ->check(CLI::Range(1U, 1024U));
+  verb->add_option("--slices", arguments->slices,
+                   "Slices to cut the component into, at most; part of the numerics class; default 8")
+      ->type_name("V")
+      ->check(CLI::Range(1U, 1024U));
+  verb->add_option("--memory", arguments->memory, "Hard budget of the card; default this machine's memory")
+      ->type_name("8GiB");
   verb->add_option("--steps", arguments->steps, "scheduler: number of denoising steps")->type_name("N");
-  verb->add_option_function<std::string>("--text", [arguments](const std::string& text) {
-        arguments->text = text;
-        arguments->has_text = true;
-      }, "tokenizer: what to tokenize")->type_name("TEXT");
-  verb->add_option("--max-length", arguments->max_length, "tokenizer: most ids; default what the folder recommends")->type_name("N")->check(CLI::Range(1U, 1U << 20));
+  verb->add_option_function<std::string>(
+          "--text",
+          [arguments](const std::string& text) {
+            arguments->text = text;
+            arguments->has_text = true;
+          },
+          "tokenizer: what to tokenize")
+      ->type_name("TEXT");
+  verb->add_option("--max-length", arguments->max_length, "tokenizer: most ids; default what the folder recommends")
+      ->type_name("N")
+      ->check(CLI::Range(1U, 1U << 20));
   add_output_option(*verb, arguments->format, {OutputFormat::table, OutputFormat::json});
-  set_examples(*verb, {
-      "orrery infer MODEL/transformer --inputs in.safetensors --outputs out.safetensors --dtype bfloat16",
-      "orrery infer MODEL/transformer --inputs in.safetensors --outputs out.safetensors -f configs/clusters/two_nodes.yaml",
-      "orrery infer MODEL/text_encoder --inputs in.safetensors --outputs out.safetensors -f configs/deployments/sequence.yaml",
-      "orrery infer MODEL/scheduler --steps 36 --outputs schedule.safetensors",
-      "orrery infer MODEL/tokenizer --text \"a red circle\" --max-length 64 -o json",
-  });
-  verb->callback([&context, arguments] { context.run = [&context, arguments] { return run_infer(*arguments, context); }; });
+  set_examples(*verb,
+               {
+                   "orrery infer MODEL/transformer --inputs in.safetensors --outputs out.safetensors --dtype bfloat16",
+                   "orrery infer MODEL/transformer --inputs in.safetensors --outputs out.safetensors -f "
+                   "configs/clusters/two_nodes.yaml",
+                   "orrery infer MODEL/text_encoder --inputs in.safetensors --outputs out.safetensors -f "
+                   "configs/deployments/sequence.yaml",
+                   "orrery infer MODEL/scheduler --steps 36 --outputs schedule.safetensors",
+                   "orrery infer MODEL/tokenizer --text \"a red circle\" --max-length 64 -o json",
+               });
+  verb->callback(
+      [&context, arguments] { context.run = [&context, arguments] { return run_infer(*arguments, context); }; });
 }
 
 }  // namespace orrery::launch

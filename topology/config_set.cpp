@@ -28,8 +28,7 @@ const Schema<Metadata>& metadata_schema() {
           .field("name", &Metadata::name, text(), "How other documents refer to this one.",
                  {.required = true, .check = name_check})
           .field("labels", &Metadata::labels, map_of(text(), "label"), "Free labels.", {.standard = "none"})
-          .field("annotations", &Metadata::annotations, map_of(text(), "name"), "Free notes.",
-                 {.standard = "none"});
+          .field("annotations", &Metadata::annotations, map_of(text(), "name"), "Free notes.", {.standard = "none"});
   return schema;
 }
 
@@ -80,8 +79,7 @@ public:
     for (const auto& document : into_.documents_) {
       if (document.kind == "Cluster")
         into_.clusters_[document.name] = read_cluster(document.spec(), document.name, into_.card_types_, reader_);
-      if (document.kind == "Model")
-        into_.models_[document.name] = read_model(document.spec(), document.name, reader_);
+      if (document.kind == "Model") into_.models_[document.name] = read_model(document.spec(), document.name, reader_);
       if (document.kind == "Deployment")
         into_.deployments_[document.name] = read_deployment(document.spec(), document.name, reader_);
     }

@@ -13,7 +13,8 @@ namespace {
 using topology::DataTransport;
 
 /// Cards of each node by their share of compute: {{1, 1}, {3}} is two nodes, the second with one fast card.
-topology::ClusterSpec cluster_of(const std::vector<std::vector<double>>& nodes, DataTransport transport = DataTransport::automatic) {
+topology::ClusterSpec cluster_of(const std::vector<std::vector<double>>& nodes,
+                                 DataTransport transport = DataTransport::automatic) {
   topology::ClusterSpec cluster;
   cluster.name = "test";
   cluster.data.transport = transport;
@@ -49,7 +50,8 @@ struct Component {
 };
 const Component transformer = {"transformer", "transformer_tp8/transformer", "transformer_tp8/t8.in.safetensors"};
 // Four slices, two items with masks of their own.
-const Component text_encoder = {"text_encoder", "pipeline_text2world/model/text_encoder", "pipeline_text2world/in.safetensors"};
+const Component text_encoder = {"text_encoder", "pipeline_text2world/model/text_encoder",
+                                "pipeline_text2world/in.safetensors"};
 
 compiler::NamedTensors inputs_of(const Component& component) {
   auto inputs = testing::tensors_of(testing::golden(component.inputs));
@@ -60,17 +62,19 @@ compiler::NamedTensors inputs_of(const Component& component) {
 compiler::NamedTensors on_one_card(const Component& component, compiler::Compute compute = compiler::Compute::f32) {
   auto card = cards::make_cpu_card({"one", std::uint64_t{1} << 28, 2});
   REQUIRE(card.ok());
-  auto outputs = compiler::run_component(component.model(), component.name, inputs_of(component), *card.value(), {compute, 8});
+  auto outputs =
+      compiler::run_component(component.model(), component.name, inputs_of(component), *card.value(), {compute, 8});
   REQUIRE(outputs.ok());
   return std::move(outputs).value();
 }
 
 /// Whether a group of `ranks` cards gives these bits.
-void check_same(const Component& component, GroupOptions options, std::size_t ranks, const compiler::NamedTensors& expected,
-                compiler::Compute compute = compiler::Compute::f32) {
+void check_same(const Component& component, GroupOptions options, std::size_t ranks,
+                const compiler::NamedTensors& expected, compiler::Compute compute = compiler::Compute::f32) {
   options.component = component.name;
   GroupLanes lanes(options);
-  const auto outputs = compiler::run_component(component.model(), component.name, inputs_of(component), lanes, {compute, 8});
+  const auto outputs =
+      compiler::run_component(component.model(), component.name, inputs_of(component), lanes, {compute, 8});
   INFO((outputs.ok() ? std::string() : outputs.error().text()));
   REQUIRE(outputs.ok());
   CHECK(lanes.cards().size() == ranks);
@@ -160,7 +164,8 @@ TEST_CASE("group lane: the text encoder on several cards gives the bits of one c
 
 TEST_CASE("group lane: the codec runs on one card", "[actors][bits]") {
   const Component codec = {"vae", "vae_cv8x8x8/vae", "vae_cv8x8x8/image1.in.safetensors"};
-  check_same(codec, group_of(cluster_of({{1, 1}, {1}}, DataTransport::tcp), {3, automatic, automatic}), 1, on_one_card(codec));
+  check_same(codec, group_of(cluster_of({{1, 1}, {1}}, DataTransport::tcp), {3, automatic, automatic}), 1,
+             on_one_card(codec));
 }
 
 TEST_CASE("group lane: slices go to cards in proportion to their compute", "[actors]") {
@@ -187,7 +192,8 @@ TEST_CASE("group lane: slices go to cards in proportion to their compute", "[act
 TEST_CASE("group lane: what a deployment cannot have is refused in clear words", "[actors]") {
   const auto cluster = cluster_of({{1, 1}, {1, 1}});
   check_refused(group_of(cluster, {9, automatic, automatic}), 8, "parallelism.tensor=9 is more than the 8 slices");
-  check_refused(group_of(cluster, {automatic, 5, automatic}), 8, "parallelism.sequence=5 needs 5 cards, and 4 are usable");
+  check_refused(group_of(cluster, {automatic, 5, automatic}), 8,
+                "parallelism.sequence=5 needs 5 cards, and 4 are usable");
   check_refused(group_of(cluster, {2, 2, automatic}), 8, "are not combined");
   auto placed = group_of(cluster);
   placed.component = "text_encoder";
@@ -214,7 +220,9 @@ TEST_CASE("group lane: a rank that fails ends the others, and its reason is told
   const auto files = compiler::open_weights(model, "transformer");
   REQUIRE(files.ok());
   // Rank 1 works on a smaller picture: what it sends and expects has other sizes.
-  const auto compile = [&](const compiler::Layout& layout) { return forward_of(*model.transformer, layout, layout.rank == 1 ? 4 : 8); };
+  const auto compile = [&](const compiler::Layout& layout) {
+    return forward_of(*model.transformer, layout, layout.rank == 1 ? 4 : 8);
+  };
   for (const auto transport : {DataTransport::inproc, DataTransport::tcp}) {
     GroupLanes lanes(group_of(cluster_of({{1, 1}, {1}}, transport)));
     auto lane = lanes.open(8, compile, *files.value());

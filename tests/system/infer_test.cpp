@@ -15,13 +15,20 @@ struct Component {
   std::string folder, input, output;
   std::vector<std::string> tensors;
 };
-const Component transformer = {"transformer_tp8/transformer", "transformer_tp8/t8.in", "transformer_tp8/t8.out", {"sample"}};
-const Component text_encoder = {"t5_encoder_long/text_encoder", "t5_encoder_long/in", "t5_encoder_long/out", {"last_hidden_state", "prompt_embeds"}};
+const Component transformer = {
+    "transformer_tp8/transformer", "transformer_tp8/t8.in", "transformer_tp8/t8.out", {"sample"}};
+const Component text_encoder = {"t5_encoder_long/text_encoder",
+                                "t5_encoder_long/in",
+                                "t5_encoder_long/out",
+                                {"last_hidden_state", "prompt_embeds"}};
 const Component codec = {"vae_cv8x8x8/vae", "vae_cv8x8x8/image1.in", "vae_cv8x8x8/image1.out", {"latent", "video"}};
 
-CommandResult infer(const ScratchFolder& scratch, const Component& component, const std::string& outputs, const std::vector<std::string>& more) {
-  std::vector<std::string> command = {ORRERY_BINARY, "-v", "infer", golden(component.folder), "--inputs", golden(component.input + ".safetensors"),
-                                      "--outputs", scratch.file(outputs)};
+CommandResult infer(const ScratchFolder& scratch, const Component& component, const std::string& outputs,
+                    const std::vector<std::string>& more) {
+  std::vector<std::string> command = {ORRERY_BINARY, "-v",
+                                      "infer",       golden(component.folder),
+                                      "--inputs",    golden(component.input + ".safetensors"),
+                                      "--outputs",   scratch.file(outputs)};
   command.insert(command.end(), more.begin(), more.end());
   return run_command(scratch, command);
 }
@@ -61,7 +68,8 @@ void check_same(const Component& component, std::size_t cards, const std::vector
   CHECK(scratch.leftovers().empty());
 }
 
-void check_refused(const std::vector<std::string>& flags, int exit_code, const std::string& says, const Component& component = transformer) {
+void check_refused(const std::vector<std::string>& flags, int exit_code, const std::string& says,
+                   const Component& component = transformer) {
   ScratchFolder scratch;
   const auto result = infer(scratch, component, "out.safetensors", flags);
   INFO(says << "\n" << result.err);
@@ -86,7 +94,8 @@ TEST_CASE("infer: the transformer on two nodes writes the file that one card wri
   check_same(transformer, 4, {"-f", "deployments/sequence.yaml"});
   check_same(transformer, 4, {"-f", "deployments/uneven.yaml"});
   check_same(transformer, 2, {"-f", "deployments/cfg.yaml"});
-  check_same(transformer, 2, {"-f", "clusters/laptop.yaml", "-f", "models/cosmos-predict1-7b.yaml"});  // Another's model file.
+  check_same(transformer, 2,
+             {"-f", "clusters/laptop.yaml", "-f", "models/cosmos-predict1-7b.yaml"});  // Another's model file.
 }
 
 TEST_CASE("infer: what cannot be shared out runs on one card of the cluster", "[system]") {
@@ -94,16 +103,52 @@ TEST_CASE("infer: what cannot be shared out runs on one card of the cluster", "[
   check_same(codec, 1, {"-f", "clusters/two_nodes.yaml", "--set", "data.transport=ipc"});
 }
 
+TEST_CASE("infer: an interrupt ends a run on a cluster, and nothing is left", "[system]") {
+  ScratchFolder scratch;
+  // A batch that would take the best part of a minute.
+  auto inputs = tensors_of(golden(transformer.input + ".safetensors"));
+  std::map<std::string, TensorView> views;
+  for (auto& [name, tensor] : inputs) {
+    auto shape = tensor.shape();
+    if (name == "hidden_states" || name == "timestep" || name == "encoder_hidden_states") {
+      shape[0] = 5'000;
+      Tensor batch(tensor.dtype(), shape);
+      for (std::uint64_t item = 0; item < shape[0]; ++item)
+        std::memcpy(batch.data() + item * tensor.bytes(), tensor.data(), tensor.bytes());
+      tensor = std::move(batch);
+    }
+    views[name] = tensor.view();
+  }
+  REQUIRE(compiler::write_safetensors(scratch.file("in.safetensors"), views).ok());
+  bool sent = false;
+  const auto result = run_command(
+      scratch,
+      {ORRERY_BINARY, "infer", golden(transformer.folder), "--inputs", scratch.file("in.safetensors"), "--outputs",
+       scratch.file("out.safetensors"), "-f", "clusters/two_nodes.yaml", "--set", "data.transport=ipc"},
+      std::chrono::minutes(3), [&](int pid, const std::string&, const std::string&) {
+        // Its sockets are there, so it is at work.
+        if (!sent && !scratch.leftovers().empty()) sent = ::kill(pid, SIGINT) == 0;
+      });
+  INFO(result.err);
+  CHECK(sent);
+  CHECK(result.exit_code == 130);
+  CHECK(scratch.leftovers().empty());
+  CHECK_FALSE(std::filesystem::exists(scratch.file("out.safetensors")));
+}
+
 TEST_CASE("infer: clusters and flags that do not go together are refused in clear words", "[system]") {
-  check_refused({"-f", "deployments/tensor.yaml", "--set", "parallelism.tensor=9"}, 4, "parallelism.tensor=9 is more than the 8 slices");
-  check_refused({"-f", "deployments/tensor.yaml", "--set", "parallelism.tensor=5"}, 4, "needs 5 cards, and 4 are usable");
+  check_refused({"-f", "deployments/tensor.yaml", "--set", "parallelism.tensor=9"}, 4,
+                "parallelism.tensor=9 is more than the 8 slices");
+  check_refused({"-f", "deployments/tensor.yaml", "--set", "parallelism.tensor=5"}, 4,
+                "needs 5 cards, and 4 are usable");
   check_refused({"-f", "deployments/tensor.yaml"}, 4, "is more than the 1 slices", text_encoder);
   check_refused({"-f", "clusters/rack_of_atom_max.yaml"}, 3, "this machine has only the profile");
   ScratchFolder files;
-  const auto small = files.write("small.yaml",
-                                 "apiVersion: orrery/v1\nkind: Cluster\nmetadata: {name: small}\nspec:\n  nodes:\n"
-                                 "    - {hosts: big, cards: {type: cpu}}\n    - {hosts: small, cards: {type: cpu, memory: 1MiB}}\n"
-                                 "  data: {transport: ipc}\n");
+  const auto small =
+      files.write("small.yaml",
+                  "apiVersion: orrery/v1\nkind: Cluster\nmetadata: {name: small}\nspec:\n  nodes:\n"
+                  "    - {hosts: big, cards: {type: cpu}}\n    - {hosts: small, cards: {type: cpu, memory: 1MiB}}\n"
+                  "  data: {transport: ipc}\n");
   check_refused({"-f", small}, 4, "small:0");
   check_refused({"-f", "clusters/two_nodes.yaml", "--memory", "1GiB"}, 2, "--threads and --memory are for one card");
   check_refused({"-f", "clusters/two_nodes.yaml", "--deployment", "other"}, 3, "no Deployment 'other'");
