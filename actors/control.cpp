@@ -5,15 +5,20 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <cstring>
 #include <optional>
 #include <set>
 
 #include <caf/io/basp_broker.hpp>
+#include <caf/io/network/default_multiplexer.hpp>
+#include <caf/io/network/doorman_impl.hpp>
 
 #include "actors/control_state.hpp"
 #include "base/file.hpp"
@@ -51,6 +56,39 @@ Result<HostPort> parse_address(const std::string& text) {
 
 namespace {
 
+/// The same socket under a number that was not used for long. CAF 0.17 names connections by their descriptors and forgets
+/// a closed one a little late, by that number: a stranger who comes and goes would cut off the node that comes next.
+int with_fresh_number(int socket) {
+  static const int numbers = [] {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+    limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, 16'384));
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    return static_cast<int>(std::min<rlim_t>(limit.rlim_cur, 16'384));
+  }();
+  static std::atomic<unsigned> used{0};
+  if (numbers < 16) return socket;
+  const int lowest = numbers / 4;
+  const int from = lowest + static_cast<int>(used++ % static_cast<unsigned>(numbers - lowest));
+  const int fresh = ::fcntl(socket, F_DUPFD_CLOEXEC, from);
+  if (fresh < 0) return socket;
+  ::close(socket);
+  return fresh;
+}
+
+class Doorman : public caf::io::network::doorman_impl {
+public:
+  using doorman_impl::doorman_impl;
+  bool new_connection() override {
+    auto& socket = acceptor_.accepted_socket();
+    socket = with_fresh_number(socket);
+    return doorman_impl::new_connection();
+  }
+};
+
+caf::actor broker_of(caf::actor_system& system) { return system.middleman().named_broker<caf::io::basp_broker>(caf::atom("BASP")); }
+
 /// A socket that is connected to host:port. Fails with unreachable.
 Result<int> connected_socket(const std::string& host, std::uint16_t port, Duration timeout) {
   addrinfo hints{};
@@ -72,7 +110,7 @@ Result<int> connected_socket(const std::string& host, std::uint16_t port, Durati
       if (::poll(&waiting, 1, static_cast<int>(milliseconds)) == 1) ::getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size);
     }
     if (error == 0) {
-      connected = socket;
+      connected = with_fresh_number(socket);
     } else {
       why = std::strerror(error);
       ::close(socket);
@@ -100,11 +138,18 @@ void end_actor(caf::actor_system& system, caf::actor actor) {
 }
 
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port) {
-  const auto published = system.middleman().publish(actor, port, host.c_str(), false);
-  if (!published)
-    return Error{ErrorCode::port_in_use, "listening on " + host + ":" + std::to_string(port) + " is not possible",
-                 "is another program using the port? Port 0 takes a free one"};
-  return *published;
+  const auto place = host + ":" + std::to_string(port);
+  // What middleman().publish does, with our doorman.
+  auto* sockets = dynamic_cast<caf::io::network::default_multiplexer*>(&system.middleman().backend());
+  ORRERY_CHECK(sockets != nullptr);
+  const auto listener = caf::io::network::new_tcp_acceptor_impl(port, host.c_str(), false);
+  if (!listener)
+    return Error{ErrorCode::port_in_use, "listening on " + place + " is not possible", "is another program using the port? Port 0 takes a free one"};
+  auto doorman = caf::make_counted<Doorman>(*sockets, *listener);
+  const auto taken = doorman->port();
+  caf::anon_send(broker_of(system), caf::publish_atom::value, caf::io::doorman_ptr{std::move(doorman)}, taken,
+                 caf::actor_cast<caf::strong_actor_ptr>(actor), std::set<std::string>{});
+  return taken;
 }
 
 Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout) {
@@ -112,7 +157,7 @@ Result<caf::actor> connect(caf::actor_system& system, const std::string& host, s
   // of the process meanwhile, and waits for ever for a program that accepts and says nothing. Nor a trial connection
   // first: CAF forgets a closed connection a little late, by its descriptor's number, which by then may be the next's.
   auto& middleman = system.middleman();
-  const auto broker = middleman.named_broker<caf::io::basp_broker>(caf::atom("BASP"));
+  const auto broker = broker_of(system);
   const auto place = host + ":" + std::to_string(port);
   const std::string hint = "is it an Orrery cluster's control port?";
   SteadyClock clock;
