@@ -19,6 +19,7 @@
 #include <caf/io/basp_broker.hpp>
 #include <caf/io/network/default_multiplexer.hpp>
 #include <caf/io/network/doorman_impl.hpp>
+#include <caf/io/network/scribe_impl.hpp>
 
 #include "actors/control_state.hpp"
 #include "base/file.hpp"
@@ -56,6 +57,9 @@ Result<HostPort> parse_address(const std::string& text) {
 
 namespace {
 
+// Plans of large clusters are the largest control messages: some hundred KiB.
+constexpr std::size_t control_message_max = std::size_t{16} << 20;
+
 /// The same socket under a number that was not used for long. CAF 0.17 names connections by their descriptors and forgets
 /// a closed one a little late, by that number: a stranger who comes and goes would cut off the node that comes next.
 int with_fresh_number(int socket) {
@@ -77,15 +81,38 @@ int with_fresh_number(int socket) {
   return fresh;
 }
 
+/// A connection that believes no length: a header of CAF's protocol may announce 4 GiB, and CAF makes room at once.
+class Scribe : public caf::io::network::scribe_impl {
+public:
+  using scribe_impl::scribe_impl;
+  void configure_read(caf::io::receive_policy::config config) override {
+    if (config.second <= control_message_max) return scribe_impl::configure_read(config);
+    ::shutdown(stream_.fd(), SHUT_RDWR);  // The next read finds the end, and CAF tidies up.
+  }
+};
+
+caf::io::scribe_ptr make_scribe(caf::io::network::default_multiplexer& sockets, int socket) {
+  return caf::make_counted<Scribe>(sockets, with_fresh_number(socket));
+}
+
 class Doorman : public caf::io::network::doorman_impl {
 public:
   using doorman_impl::doorman_impl;
   bool new_connection() override {
-    auto& socket = acceptor_.accepted_socket();
-    socket = with_fresh_number(socket);
-    return doorman_impl::new_connection();
+    if (detached()) return false;
+    auto& sockets = acceptor_.backend();
+    auto scribe = make_scribe(sockets, acceptor_.accepted_socket());
+    const auto handle = scribe->hdl();
+    parent()->add_scribe(std::move(scribe));
+    return doorman::new_connection(&sockets, handle);
   }
 };
+
+caf::io::network::default_multiplexer& sockets_of(caf::actor_system& system) {
+  auto* sockets = dynamic_cast<caf::io::network::default_multiplexer*>(&system.middleman().backend());
+  ORRERY_CHECK(sockets != nullptr);
+  return *sockets;
+}
 
 caf::actor broker_of(caf::actor_system& system) { return system.middleman().named_broker<caf::io::basp_broker>(caf::atom("BASP")); }
 
@@ -110,7 +137,7 @@ Result<int> connected_socket(const std::string& host, std::uint16_t port, Durati
       if (::poll(&waiting, 1, static_cast<int>(milliseconds)) == 1) ::getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &size);
     }
     if (error == 0) {
-      connected = with_fresh_number(socket);
+      connected = socket;
     } else {
       why = std::strerror(error);
       ::close(socket);
@@ -140,12 +167,10 @@ void end_actor(caf::actor_system& system, caf::actor actor) {
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port) {
   const auto place = host + ":" + std::to_string(port);
   // What middleman().publish does, with our doorman.
-  auto* sockets = dynamic_cast<caf::io::network::default_multiplexer*>(&system.middleman().backend());
-  ORRERY_CHECK(sockets != nullptr);
   const auto listener = caf::io::network::new_tcp_acceptor_impl(port, host.c_str(), false);
   if (!listener)
     return Error{ErrorCode::port_in_use, "listening on " + place + " is not possible", "is another program using the port? Port 0 takes a free one"};
-  auto doorman = caf::make_counted<Doorman>(*sockets, *listener);
+  auto doorman = caf::make_counted<Doorman>(sockets_of(system), *listener);
   const auto taken = doorman->port();
   caf::anon_send(broker_of(system), caf::publish_atom::value, caf::io::doorman_ptr{std::move(doorman)}, taken,
                  caf::actor_cast<caf::strong_actor_ptr>(actor), std::set<std::string>{});
@@ -156,7 +181,6 @@ Result<caf::actor> connect(caf::actor_system& system, const std::string& host, s
   // Not middleman().remote_actor: that blocks for minutes on a host that swallows packets, holds up every other connect
   // of the process meanwhile, and waits for ever for a program that accepts and says nothing. Nor a trial connection
   // first: CAF forgets a closed connection a little late, by its descriptor's number, which by then may be the next's.
-  auto& middleman = system.middleman();
   const auto broker = broker_of(system);
   const auto place = host + ":" + std::to_string(port);
   const std::string hint = "is it an Orrery cluster's control port?";
@@ -166,7 +190,7 @@ Result<caf::actor> connect(caf::actor_system& system, const std::string& host, s
     ORRERY_TRY(socket, connected_socket(host, port, timeout));
     std::optional<Result<caf::actor>> answer;
     caf::scoped_actor self{system};
-    self->request(broker, timeout, caf::connect_atom::value, middleman.backend().new_scribe(socket), port)
+    self->request(broker, timeout, caf::connect_atom::value, make_scribe(sockets_of(system), socket), port)
         .receive(
             [&](const caf::node_id&, const caf::strong_actor_ptr& actor, const std::set<std::string>&) {
               if (actor)
