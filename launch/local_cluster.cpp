@@ -201,7 +201,10 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   const auto until = clock.now() + duration_of(cluster.launch.ready_timeout);
   for (;;) {
     const auto phase = own.coordinator->wait(std::chrono::milliseconds(50));
-    if (options.on_load && own.bytes_total > 0) options.on_load(own.bytes_done, own.bytes_total);
+    // Nodes report one after the other: all of what is known may be read while the rest is not known yet.
+    const bool ready = phase == actors::Coordinator::Phase::ready;
+    const std::uint64_t done = own.bytes_done, total = own.bytes_total;
+    if (options.on_load && total > 0 && (ready || done < total)) options.on_load(ready ? total : done, total);
     if (phase == actors::Coordinator::Phase::ready) return running;
     if (signals.received()) return Error{ErrorCode::cancelled, "interrupted"};
     if (phase == actors::Coordinator::Phase::failed) {
