@@ -31,17 +31,14 @@ Duration duration_of(double seconds) { return std::chrono::duration_cast<Duratio
 }  // namespace
 
 Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const VerbContext& context) {
-  // With --model FOLDER the cluster's file may come alone: the folder stands in for a Model document.
-  auto config = arguments.config;
-  if (!arguments.model_folder.empty()) {
-    const auto alone = topology::ConfigSet::read({config.files, config.settings, shipped_configs()});
-    if (alone.models().empty()) config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
-  }
-  ORRERY_TRY(set, read_configs(config, context));
+  ORRERY_TRY(set, read_configs(arguments.config, context));
   PlannedCluster planned;
-  ORRERY_TRY(resolved, set.resolve(arguments.deployment));
+  // With --model FOLDER the cluster's file may come alone; the weights are then used as float32 unless --dtype says otherwise.
+  const bool folder_alone = !arguments.model_folder.empty() && set.models().empty();
+  ORRERY_TRY(resolved, folder_alone ? set.resolve_without_model(arguments.deployment) : set.resolve(arguments.deployment));
   planned.resolved = std::move(resolved);
   auto& model = planned.resolved.model;
+  if (folder_alone) model.dtype = DType::f32;
   if (!arguments.dtype.empty()) model.dtype = arguments.dtype == "bfloat16" ? DType::bf16 : DType::f32;
   if (!arguments.model_folder.empty()) {
     planned.model_folder = arguments.model_folder;
