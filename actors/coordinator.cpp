@@ -220,7 +220,7 @@ ClusterRoutes CoordinatorState::on_routes() {
   routes.model_folder = options.model_folder;
   routes.dtype = options.dtype;
   routes.numerics = nodes_.begin()->second.numerics;
-  routes.defaults = defaults_of(*setup_.model);
+  routes.defaults = options.defaults;
   return routes;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "actors/control.hpp"
+#include "actors/request_spec.hpp"
 #include "base/result.hpp"
 #include "topology/plan.hpp"
 
@@ -24,6 +25,7 @@ struct CoordinatorOptions {
   topology::Plan plan;
   std::vector<std::string> nodes;          // Names, in plan order; each must join.
   std::string model_name, model_folder, dtype;
+  RequestSpec defaults = {};               // What a request gets when it says nothing.
   std::vector<std::string> guardrail_folders;
   std::uint32_t max_in_flight = 2, max_queue = 64;
   /// Bytes of weights read so far, over all nodes; called on an actor thread.

@@ -287,7 +287,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   ORRERY_TRY(planned, plan_cluster(arguments.cluster, context));
   ORRERY_TRY(model, compiler::open_model_folder(planned.model_folder));
   ORRERY_TRY_DONE(actors::check_whole(model));
-  ORRERY_TRY(spec, request_of(arguments, actors::defaults_of(model)));
+  ORRERY_TRY(spec, request_of(arguments, planned.defaults));
   ORRERY_TRY_DONE(actors::check_request(spec, model));
   if (files.noise) ORRERY_TRY_DONE(actors::check_noise(files.noise->shape, spec, model));
   ORRERY_TRY(sink, open_sink(arguments, spec));

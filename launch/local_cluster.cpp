@@ -55,13 +55,24 @@ Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const Ver
   auto opened = compiler::open_model_folder(planned.model_folder);
   if (!opened.ok()) return actors::model_error(opened.error());
   const auto& folder = opened.value();
-  if (!arguments.model_folder.empty()) {
-    auto& defaults = model.defaults;
-    defaults.size = {static_cast<std::uint32_t>(folder.generation.width), static_cast<std::uint32_t>(folder.generation.height)};
-    defaults.num_frames = static_cast<std::uint32_t>(folder.generation.frames);
-    defaults.num_inference_steps = static_cast<std::uint32_t>(folder.generation.steps);
-    defaults.guidance_scale = folder.generation.guidance;
-    defaults.max_text_tokens = static_cast<std::uint32_t>(folder.generation.text_rows);
+  planned.defaults = actors::defaults_of(folder);
+  auto& requested = planned.defaults;
+  auto& written = model.defaults;
+  if (arguments.model_folder.empty() && !(written == topology::RequestDefaults{})) {
+    requested.width = written.size.width;
+    requested.height = written.size.height;
+    requested.frames = written.num_frames;
+    requested.steps = written.num_inference_steps;
+    requested.fps = written.fps;
+    requested.guidance = written.guidance_scale;
+    requested.max_text_tokens = written.max_text_tokens;
+    if (!written.negative_prompt.empty()) requested.negative_prompt = written.negative_prompt;
+  } else {
+    written.size = {requested.width, requested.height};
+    written.num_frames = requested.frames;
+    written.num_inference_steps = requested.steps;
+    written.guidance_scale = requested.guidance;
+    written.max_text_tokens = requested.max_text_tokens;
   }
   const auto& request = arguments.request;
   if (request.size) model.defaults.size = *request.size;
@@ -146,6 +157,7 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   coordinator.model_name = planned.resolved.model.name;
   coordinator.model_folder = planned.model_folder;
   coordinator.dtype = planned.resolved.model.dtype_name();
+  coordinator.defaults = planned.defaults;
   if (const auto configs = shipped_configs(); !configs.empty()) coordinator.guardrail_folders.push_back(configs + "/guardrail");
   coordinator.max_in_flight = planned.resolved.deployment.admission.max_in_flight;
   coordinator.max_queue = planned.resolved.deployment.admission.max_queue;

@@ -42,6 +42,8 @@ struct PlannedCluster {
   topology::Resolved resolved;
   topology::Plan plan;
   std::string model_folder;  // Absolute.
+  /// Of a request: the Model document's where it gives any, else the folder's generation_config.json.
+  actors::RequestSpec defaults;
 };
 
 /// Reads the files, looks at the model folder and plans. Starts nothing.

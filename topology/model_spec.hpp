@@ -68,6 +68,7 @@ struct RequestDefaults {
   double guidance_scale = 7;
   std::string negative_prompt;
   std::uint32_t max_text_tokens = 512;
+  bool operator==(const RequestDefaults&) const = default;
 };
 
 /// Folders of single components, where they do not lie in one folder.
