@@ -49,7 +49,7 @@ void add_node(CLI::App& app, VerbContext& context) {
   auto arguments = std::make_shared<NodeArguments>();
   verb->add_option("--name", arguments->name, "This node's host name in the cluster file")->required()->type_name("NAME");
   verb->add_option("--coordinator", arguments->coordinator, "Where the coordinator listens")->required()->type_name("HOST:PORT");
-  verb->add_option("--cluster-id", arguments->cluster_id, "The cluster's number, as `orrery up` prints it")->required()->type_name("N");
+  verb->add_option("--cluster-id", arguments->cluster_id, "The number of this life of the cluster; whoever launches nodes knows it")->required()->type_name("N");
   verb->add_option("--peer", arguments->peer, "1 + this node's place in the cluster file")->required()->type_name("N")->check(CLI::Range(1U, 1'000'000U));
   verb->add_option("--listen", arguments->listen, "Address that other nodes reach this one at")->type_name("HOST")->capture_default_str();
   verb->add_option("--data", arguments->data, "Where the data plane listens; default tcp on the same address, any free port")->type_name("ADDRESS");
