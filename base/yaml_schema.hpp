@@ -142,16 +142,16 @@ Value<E> choice(std::vector<std::pair<std::string, E>> table) {
   return value;
 }
 
-/// `auto` (nothing), or a value.
+/// `word` (nothing), or a value.
 template <class T>
-Value<std::optional<T>> auto_or(const Value<T>& inner) {
+Value<std::optional<T>> word_or(const std::string& word, const Value<T>& inner) {
   Value<std::optional<T>> value;
-  value.type = "`auto` \\| " + inner.type;
-  value.json = {{"anyOf", OrderedJson::array({{{"const", "auto"}}, inner.json})}};
-  value.text = [inner](const std::optional<T>& one) { return one ? inner.text(*one) : std::string("auto"); };
+  value.type = "`" + word + "` \\| " + inner.type;
+  value.json = {{"anyOf", OrderedJson::array({{{"const", word}}, inner.json})}};
+  value.text = [word, inner](const std::optional<T>& one) { return one ? inner.text(*one) : word; };
   value.pages = inner.pages;
-  value.read = [inner](const YamlNode& node, const std::string& path, std::optional<T>& into, YamlReader& reader) {
-    if (detail::is_word(node, "auto")) {
+  value.read = [word, inner](const YamlNode& node, const std::string& path, std::optional<T>& into, YamlReader& reader) {
+    if (detail::is_word(node, word)) {
       into.reset();
       return true;
     }
@@ -161,6 +161,12 @@ Value<std::optional<T>> auto_or(const Value<T>& inner) {
     return true;
   };
   return value;
+}
+
+/// `auto` (nothing), or a value.
+template <class T>
+Value<std::optional<T>> auto_or(const Value<T>& inner) {
+  return word_or("auto", inner);
 }
 
 template <class T>

@@ -135,3 +135,37 @@ TEST_CASE("configs: SCHEMA.md is what the declarations say", "[topology][configs
   }
   CHECK(page.value() == markdown_of(kinds));
 }
+
+TEST_CASE("configs: what a deployment says about losses and deadlines is read, and silence means the defaults", "[topology][configs]") {
+  const auto deployment_of = [](const std::string& spec) {
+    Findings findings;
+    const auto documents = read_yaml("d.yaml", spec, findings);
+    REQUIRE(documents.size() == 1);
+    YamlReader reader(findings, process_environment());
+    auto deployment = read_deployment(documents.front(), "d", reader);
+    INFO(text_of(findings));
+    CHECK(findings.empty());
+    return deployment;
+  };
+  const auto silent = deployment_of("{}");
+  CHECK(silent.resilience.heartbeat.timeout == 0.9);
+  CHECK(silent.resilience.on_card_loss == OnCardLoss::replan);
+  CHECK(silent.resilience.restarts.max == 5);
+  CHECK(!silent.admission.request_deadline);
+  CHECK(silent.admission.keep_results == 600);
+  const auto told = deployment_of(
+      "{admission: {request_deadline: 90 s, keep_results: 1 h},\n"
+      " resilience: {heartbeat: {interval: 100 ms, timeout: 300 ms}, on_card_loss: fail, spares: 1,\n"
+      "  restarts: {max: 0, within: 5 s}, straggler: {factor: 2, steps: 3}}}");
+  CHECK(told.admission.request_deadline == 90.0);
+  CHECK(told.admission.keep_results == 3600);
+  CHECK(told.resilience.heartbeat.interval == 0.1);
+  CHECK(told.resilience.heartbeat.timeout == 0.3);
+  CHECK(told.resilience.on_card_loss == OnCardLoss::fail);
+  CHECK(told.resilience.spares == 1);
+  CHECK(told.resilience.restarts.max == 0);
+  CHECK(told.resilience.restarts.within == 5);
+  CHECK(told.resilience.straggler.factor == 2);
+  CHECK(told.resilience.straggler.steps == 3);
+  CHECK(!deployment_of("{admission: {request_deadline: none}}").admission.request_deadline);
+}
