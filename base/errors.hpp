@@ -36,6 +36,11 @@ enum class ErrorCode : std::uint16_t {
   pool_exhausted = 45,         // A bounded queue or pool is full: back-pressure.
   version_mismatch = 46,
   numerics_mismatch = 47,  // The machine's kernels do not keep the promise of equal bits.
+
+  journal_failed = 60,   // The disk below the coordinator's journal refused; nothing was accepted.
+  journal_damaged = 61,  // The journal's file is not what was written.
+  journal_busy = 62,     // Another coordinator has the journal.
+  digest_mismatch = 63,  // The same work gave other bytes.
 };
 
 /// "invalid_model" for `ErrorCode::invalid_model`; stable, used in JSON output.
@@ -65,6 +70,10 @@ constexpr std::string_view name_of(ErrorCode code) {
     case ErrorCode::pool_exhausted: return "pool_exhausted";
     case ErrorCode::version_mismatch: return "version_mismatch";
     case ErrorCode::numerics_mismatch: return "numerics_mismatch";
+    case ErrorCode::journal_failed: return "journal_failed";
+    case ErrorCode::journal_damaged: return "journal_damaged";
+    case ErrorCode::journal_busy: return "journal_busy";
+    case ErrorCode::digest_mismatch: return "digest_mismatch";
   }
   return "unknown";
 }
@@ -80,7 +89,8 @@ constexpr int exit_code_of(ErrorCode code) {
     case ErrorCode::no_feasible_plan:
     case ErrorCode::card_memory_exhausted: return 4;
     case ErrorCode::unreachable:
-    case ErrorCode::port_in_use: return 5;
+    case ErrorCode::port_in_use:
+    case ErrorCode::journal_busy: return 5;
     case ErrorCode::timed_out: return 6;
     case ErrorCode::expectation_not_met: return 7;
     case ErrorCode::inconclusive: return 8;
