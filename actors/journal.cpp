@@ -68,6 +68,50 @@ std::int64_t checksum_of(const JournaledRequest& request) {
   return static_cast<std::int64_t>(xxh3_of(std::as_bytes(std::span(all))));
 }
 
+/// Whether the log lost something in its middle. SQLite takes the first frame that fails its check for the torn end
+/// of the last, unacknowledged transaction and drops what follows; but each transaction was synced before the next
+/// began, so two whole ones behind the bad frame were acknowledged. Checks are chained: behind a frame whose page is
+/// bad the chain goes on from the check that stands in its head. Format: https://www.sqlite.org/walformat.html
+bool log_is_damaged(std::string_view log) {
+  constexpr std::size_t head_bytes = 32, frame_head_bytes = 24;
+  if (log.size() < head_bytes) return false;
+  const auto word = [&](std::size_t at, bool big) {
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < 4; ++i)
+      value |= std::uint32_t{static_cast<unsigned char>(log[at + i])} << (big ? 24 - 8 * i : 8 * i);
+    return value;
+  };
+  const auto field = [&](std::size_t at) { return word(at, true); };
+  if ((field(0) & ~1U) != 0x377f0682) return false;
+  const bool big = (field(0) & 1) != 0;
+  std::pair<std::uint32_t, std::uint32_t> check{0, 0};
+  const auto add = [&](std::size_t from, std::size_t bytes) {
+    for (std::size_t at = from; at < from + bytes; at += 8) {
+      check.first += word(at, big) + check.second;
+      check.second += word(at + 4, big) + check.first;
+    }
+  };
+  const std::size_t page_bytes = field(8);
+  if (page_bytes < 512 || page_bytes > 65536 || page_bytes % 512 != 0) return false;
+  add(0, 24);
+  if (check != std::pair{field(24), field(28)}) return false;  // Torn while the log began anew: it held nothing.
+  int commits_behind = -1;  // Whole transactions behind the first bad frame; -1: there is none yet.
+  for (std::size_t at = head_bytes; at + frame_head_bytes + page_bytes <= log.size(); at += frame_head_bytes + page_bytes) {
+    if (field(at + 8) != field(16) || field(at + 12) != field(20)) return false;  // Left over from before.
+    add(at, 8);
+    add(at + frame_head_bytes, page_bytes);
+    const std::pair stands{field(at + 16), field(at + 20)};
+    if (check != stands) {
+      if (commits_behind >= 0) return false;
+      commits_behind = 0;
+      check = stands;
+      // The bad frame may be the last of its transaction.
+    }
+    if (commits_behind >= 0 && field(at + 4) != 0 && ++commits_behind == 2) return true;
+  }
+  return false;
+}
+
 bool may_become(RequestOutcome from, RequestOutcome to) {
   switch (from) {
     case RequestOutcome::open:
@@ -248,6 +292,10 @@ struct Journal::State {
     // SQLite would take an empty file for a new database and delete the log beside it.
     if (storage.file_size(path).value_or(0) == 0 && log_bytes.value_or(0) > 0)
       return damaged("it is empty, but its log is not");
+    if (log_bytes.value_or(0) > 0) {
+      ORRERY_TRY(log, storage.read_file(path + "-wal"));
+      if (log_is_damaged(log)) return damaged("its log has lost what was acknowledged");
+    }
     const int code = sqlite3_open_v2(path.c_str(), &database, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_FULLMUTEX,
                                      storage.vfs_name().c_str());
     if (code != SQLITE_OK) return failure(database == nullptr ? code : sqlite3_extended_errcode(database), doing);

@@ -106,6 +106,8 @@ std::optional<std::uint64_t> real_file_size(const std::string& path) {
   return static_cast<std::uint64_t>(status.st_size);
 }
 
+Result<std::string> read_real_file(const std::string& path) { return read_text_file(path, std::uint64_t{1} << 30); }
+
 std::uint64_t unpredictable() {
   std::random_device device;
   return (std::uint64_t{device()} << 32) | device();
@@ -118,6 +120,7 @@ public:
   Result<std::unique_ptr<FolderLock>> lock_folder(const std::string& folder) override { return lock_real_folder(folder); }
   Status make_file(const std::string& path) override { return make_real_file(path); }
   std::optional<std::uint64_t> file_size(const std::string& path) const override { return real_file_size(path); }
+  Result<std::string> read_file(const std::string& path) const override { return read_real_file(path); }
   std::uint64_t random() override { return unpredictable(); }
 
 private:
@@ -270,6 +273,7 @@ const std::string& FaultyStorage::vfs_name() const { return shim_->name; }
 Result<std::unique_ptr<FolderLock>> FaultyStorage::lock_folder(const std::string& folder) { return lock_real_folder(folder); }
 Status FaultyStorage::make_file(const std::string& path) { return make_real_file(path); }
 std::optional<std::uint64_t> FaultyStorage::file_size(const std::string& path) const { return real_file_size(path); }
+Result<std::string> FaultyStorage::read_file(const std::string& path) const { return read_real_file(path); }
 std::uint64_t FaultyStorage::random() { return unpredictable(); }
 
 // ---- The disk in memory ---------------------------------------------------------------------------------------
@@ -658,6 +662,12 @@ std::optional<std::uint64_t> SimulatedDisk::file_size(const std::string& path) c
   const auto found = state_->names.find(path);
   if (found == state_->names.end()) return std::nullopt;
   return found->second->current.size();
+}
+
+Result<std::string> SimulatedDisk::read_file(const std::string& path) const {
+  const auto found = state_->names.find(path);
+  if (state_->halted || found == state_->names.end()) return Error{ErrorCode::io_failed, "cannot read " + path};
+  return found->second->current;
 }
 
 std::uint64_t SimulatedDisk::random() { return state_->random.next(); }

@@ -43,6 +43,7 @@ public:
   virtual Status make_file(const std::string& path) = 0;
   /// Bytes; nothing when there is no such file.
   virtual std::optional<std::uint64_t> file_size(const std::string& path) const = 0;
+  virtual Result<std::string> read_file(const std::string& path) const = 0;
   /// For identities: unpredictable on real disks, from the seed in simulation.
   virtual std::uint64_t random() = 0;
 };
@@ -77,6 +78,7 @@ public:
   Result<std::unique_ptr<FolderLock>> lock_folder(const std::string& folder) override;
   Status make_file(const std::string& path) override;
   std::optional<std::uint64_t> file_size(const std::string& path) const override;
+  Result<std::string> read_file(const std::string& path) const override;
   std::uint64_t random() override;
 
 private:
@@ -125,6 +127,7 @@ public:
   Result<std::unique_ptr<FolderLock>> lock_folder(const std::string& folder) override;
   Status make_file(const std::string& path) override;
   std::optional<std::uint64_t> file_size(const std::string& path) const override;
+  Result<std::string> read_file(const std::string& path) const override;
   std::uint64_t random() override;
 
   struct State;  // In storage.cpp.
