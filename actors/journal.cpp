@@ -396,7 +396,7 @@ struct Journal::State {
       ORRERY_TRY(read_number, number_of("begin a term", "SELECT value FROM meta WHERE key = 'number'"));
       ORRERY_TRY(largest, number_of("begin a term", "SELECT coalesce(max(number), 0) FROM requests"));
       ORRERY_TRY(newest, number_of("begin a term", "SELECT coalesce(max(epoch), 0) FROM epochs"));
-      if (read_term < 1 || read_cluster == 0 || read_number < largest || read_epoch != newest)
+      if (read_term < 1 || read_cluster == 0 || read_number < largest || read_number < 0 || read_epoch != newest || read_epoch < 0)
         return damaged("its counters contradict its entries");
       term = static_cast<std::uint64_t>(read_term);
       epoch = static_cast<std::uint64_t>(read_epoch);
