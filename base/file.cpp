@@ -1,12 +1,16 @@
 #include "base/file.hpp"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
+#include <csignal>
 #include <cstring>
+#include <filesystem>
 
 namespace orrery {
 
@@ -76,7 +80,34 @@ Result<AtomicFile> AtomicFile::create(const std::string& path) {
     file.partial_.clear();
     return Error{ErrorCode::io_failed, "cannot write " + path + ": " + why, "does the folder exist, and may you write there?"};
   }
+  // Where a file system knows no locks, the number in the name has to do.
+  (void)::flock(file.descriptor_, LOCK_EX | LOCK_NB);
   return file;
+}
+
+void remove_abandoned_partials(const std::string& path) {
+  namespace fs = std::filesystem;
+  const fs::path target(path);
+  const auto folder = target.has_parent_path() ? target.parent_path() : fs::path(".");
+  const auto prefix = target.filename().string() + ".partial-";
+  std::error_code ignored;
+  for (fs::directory_iterator entry(folder, ignored), end; !ignored && entry != end; entry.increment(ignored)) {
+    const auto name = entry->path().filename().string();
+    if (!name.starts_with(prefix)) continue;
+    int pid = 0;
+    const auto* last = name.data() + name.size();
+    const auto [rest, wrong] = std::from_chars(name.data() + prefix.size(), last, pid);
+    if (wrong != std::errc() || pid <= 0 || (rest != last && *rest != '.')) continue;
+    if (::kill(pid, 0) == 0 || errno != ESRCH) continue;
+    struct stat status {};
+    if (::lstat(entry->path().c_str(), &status) != 0 || status.st_uid != ::geteuid()) continue;
+    // The process may live in another container that has the folder too.
+    const int file = ::open(entry->path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (file < 0) continue;
+    std::error_code failed;
+    if (::flock(file, LOCK_EX | LOCK_NB) == 0) fs::remove_all(entry->path(), failed);
+    ::close(file);
+  }
 }
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept { *this = std::move(other); }

@@ -38,7 +38,8 @@ Result<std::string> read_text_file(const std::string& path, std::uint64_t limit)
 /// A file that appears under its name only when `commit` is called; otherwise the destructor removes it.
 class AtomicFile {
 public:
-  /// Creates PATH.partial-PID beside the target. Fails with io_failed when the folder is missing or not writable.
+  /// Creates PATH.partial-PID beside the target; locked, so that `remove_abandoned_partials` leaves it alone. Fails with
+  /// io_failed when the folder is missing or not writable.
   static Result<AtomicFile> create(const std::string& path);
   AtomicFile(AtomicFile&&) noexcept;
   AtomicFile& operator=(AtomicFile&&) noexcept;
@@ -57,6 +58,10 @@ private:
   std::string path_, partial_;
   int descriptor_ = -1;
 };
+
+/// Removes PATH.partial-PID* (files and folders, of this user) that killed processes left: their PID is dead and nobody
+/// holds a lock on it. Reads the whole folder of `path`.
+void remove_abandoned_partials(const std::string& path);
 
 /// "Permission denied" and its kin for the current errno.
 std::string errno_text();

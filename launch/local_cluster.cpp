@@ -1,7 +1,5 @@
 #include "launch/local_cluster.hpp"
 
-#include <sys/random.h>
-
 #include <atomic>
 #include <cmath>
 #include <filesystem>
@@ -14,77 +12,16 @@
 #include "launch/config_files.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
+#include "launch/state_folder.hpp"
 #include "topology/planner.hpp"
 
 namespace orrery::launch {
 
 namespace {
 
-std::uint64_t random_id() {
-  std::uint64_t id = 0;
-  ORRERY_CHECK(::getrandom(&id, sizeof id, 0) == sizeof id);
-  return id | 1;
-}
-
 Duration duration_of(double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); }
 
 }  // namespace
-
-Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const VerbContext& context) {
-  ORRERY_TRY(set, read_configs(arguments.config, context));
-  PlannedCluster planned;
-  // With --model FOLDER the cluster's file may come alone; the weights are then used as float32 unless --dtype says otherwise.
-  const bool folder_alone = !arguments.model_folder.empty() && set.models().empty();
-  ORRERY_TRY(resolved, folder_alone ? set.resolve_without_model(arguments.deployment) : set.resolve(arguments.deployment));
-  planned.resolved = std::move(resolved);
-  auto& model = planned.resolved.model;
-  if (folder_alone) model.dtype = DType::f32;
-  if (!arguments.dtype.empty()) model.dtype = arguments.dtype == "bfloat16" ? DType::bf16 : DType::f32;
-  if (!arguments.model_folder.empty()) {
-    planned.model_folder = arguments.model_folder;
-    // Its own files say what it is; the YAML's geometry was another's.
-    model.folder = std::filesystem::absolute(arguments.model_folder).lexically_normal().string();
-    model.name = std::filesystem::path(model.folder).filename().string();
-    model.geometry.reset();
-  } else {
-    ORRERY_TRY(folder, topology::folder_of(model));
-    planned.model_folder = folder;
-  }
-  std::error_code ignored;
-  planned.model_folder = std::filesystem::absolute(planned.model_folder, ignored).lexically_normal().string();
-  auto opened = compiler::open_model_folder(planned.model_folder);
-  if (!opened.ok()) return actors::model_error(opened.error());
-  const auto& folder = opened.value();
-  planned.defaults = actors::defaults_of(folder);
-  auto& requested = planned.defaults;
-  auto& written = model.defaults;
-  if (arguments.model_folder.empty() && !(written == topology::RequestDefaults{})) {
-    requested.width = written.size.width;
-    requested.height = written.size.height;
-    requested.frames = written.num_frames;
-    requested.steps = written.num_inference_steps;
-    requested.fps = written.fps;
-    requested.guidance = written.guidance_scale;
-    requested.max_text_tokens = written.max_text_tokens;
-    if (!written.negative_prompt.empty()) requested.negative_prompt = written.negative_prompt;
-  } else {
-    written.size = {requested.width, requested.height};
-    written.num_frames = requested.frames;
-    written.num_inference_steps = requested.steps;
-    written.guidance_scale = requested.guidance;
-    written.max_text_tokens = requested.max_text_tokens;
-  }
-  const auto& request = arguments.request;
-  if (request.size) model.defaults.size = *request.size;
-  if (request.frames) model.defaults.num_frames = *request.frames;
-  if (request.steps) model.defaults.num_inference_steps = *request.steps;
-  if (request.guidance) model.defaults.guidance_scale = *request.guidance;
-  if (request.max_text_tokens) model.defaults.max_text_tokens = *request.max_text_tokens;
-  ORRERY_TRY(demand, actors::demand_of_folder(folder, model, topology::shape_of(model.defaults)));
-  ORRERY_TRY(plan, topology::make_plan(planned.resolved.cluster, planned.resolved.deployment, demand));
-  planned.plan = std::move(plan);
-  return planned;
-}
 
 // Destroyed from the bottom up: the coordinator tells the nodes to end, then the processes are waited for.
 struct LocalCluster::State {
@@ -147,20 +84,8 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   auto state = std::make_unique<State>();
   state->folder = std::move(folder);
   state->grace = cluster.launch.stop_grace;
-  actors::CoordinatorOptions coordinator;
-  coordinator.cluster = cluster.name;
-  coordinator.cluster_id = random_id();
-  coordinator.listen_host = listen.host;
-  coordinator.listen_port = listen.port;
-  coordinator.plan = planned.plan;
-  for (const auto& node : cluster.nodes) coordinator.nodes.push_back(node.name);
-  coordinator.model_name = planned.resolved.model.name;
-  coordinator.model_folder = planned.model_folder;
-  coordinator.dtype = planned.resolved.model.dtype_name();
-  coordinator.defaults = planned.defaults;
-  if (const auto configs = shipped_configs(); !configs.empty()) coordinator.guardrail_folders.push_back(configs + "/guardrail");
-  coordinator.max_in_flight = planned.resolved.deployment.admission.max_in_flight;
-  coordinator.max_queue = planned.resolved.deployment.admission.max_queue;
+  ORRERY_TRY(coordinator, coordinator_options(planned));
+  coordinator.cluster_id = random_cluster_id();
   coordinator.on_load = [&state = *state](std::uint64_t done, std::uint64_t total) {
     state.bytes_done = done;
     state.bytes_total = total;

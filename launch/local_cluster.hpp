@@ -14,40 +14,10 @@
 #include "actors/control.hpp"
 #include "actors/coordinator.hpp"
 #include "base/result.hpp"
+#include "launch/planned_cluster.hpp"
 #include "launch/signals.hpp"
-#include "launch/verb.hpp"
-#include "topology/config_set.hpp"
-#include "topology/plan.hpp"
 
 namespace orrery::launch {
-
-/// The request to plan for, where it differs from the model's defaults.
-struct PlannedRequest {
-  std::optional<topology::FrameSize> size;
-  std::optional<std::uint32_t> frames, steps, max_text_tokens;
-  std::optional<double> guidance;
-};
-
-/// What `up` and `generate` share.
-struct ClusterArguments {
-  ConfigArguments config;
-  std::string deployment;
-  std::string model_folder;  // Overrides the model file's folder.
-  std::string dtype;         // "float32" or "bfloat16": overrides the model file's.
-  PlannedRequest request = {};
-};
-
-/// A resolved deployment with its plan.
-struct PlannedCluster {
-  topology::Resolved resolved;
-  topology::Plan plan;
-  std::string model_folder;  // Absolute.
-  /// Of a request: the Model document's where it gives any, else the folder's generation_config.json.
-  actors::RequestSpec defaults;
-};
-
-/// Reads the files, looks at the model folder and plans. Starts nothing.
-Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const VerbContext& context);
 
 struct LocalClusterOptions {
   bool log_nodes_here = false;  // Node output to our stderr instead of log files.

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   add_down(app, context);
   add_generate(app, context);
   add_node(app, context);
+  add_coordinator(app, context);
 
   add_version(app, context);
   set_examples(app, {

@@ -133,8 +133,9 @@ Result<Process> Process::start(const ProcessSpec& spec) {
     input.reset(pair[0]);
     fed.reset(pair[1]);
   } else {
-    input.reset(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    if (input.get() < 0) return failed("/dev/null: " + errno_text());
+    const std::string file = spec.input_file.empty() ? "/dev/null" : spec.input_file;
+    input.reset(open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    if (input.get() < 0) return failed(file + ": " + errno_text());
   }
   std::array<int, 2> failures{};
   if (pipe2(failures.data(), O_CLOEXEC) != 0) return failed(errno_text());

@@ -29,8 +29,9 @@ struct ProcessSpec {
   std::vector<std::pair<std::string, std::string>> environment = {};
   /// Takes stdout and stderr (appended); empty: the child writes where we write.
   std::string log_file = {};
-  /// stdin is a socket that `write_input` feeds; otherwise /dev/null.
+  /// stdin is a socket that `write_input` feeds; otherwise `input_file`, from its beginning.
   bool with_input = false;
+  std::string input_file = {};  // Empty: /dev/null.
   /// A session of its own that outlives this process; its destructor leaves it alone.
   bool detached = false;
 };

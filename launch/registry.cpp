@@ -5,24 +5,20 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 
 #include "base/file.hpp"
 #include "base/json.hpp"
+#include "launch/state_folder.hpp"
 
 namespace orrery::launch {
 
 namespace {
 
 // Cluster names come from YAML; a file name must not lead elsewhere.
-std::string file_of(const std::string& folder, const std::string& name) {
-  std::string safe;
-  for (const char c : name) safe += std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' ? c : '_';
-  return folder + "/" + safe + ".json";
-}
+std::string file_of(const std::string& folder, const std::string& name) { return folder + "/" + file_name_of(name) + ".json"; }
 
 bool alive(int pid) { return pid > 0 && (::kill(pid, 0) == 0 || errno == EPERM); }
 

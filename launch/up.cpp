@@ -66,26 +66,9 @@ Result<int> run_up(const UpArguments& arguments, const VerbContext& context) {
   ProcessSpec process;
   process.name = "the cluster's process";
   process.arguments = {program, "--progress", "none", "up"};
-  for (const auto& file : arguments.cluster.config.files) {
-    process.arguments.push_back("-f");
-    process.arguments.push_back(file);
-  }
-  for (const auto& setting : arguments.cluster.config.settings) {
-    process.arguments.push_back("--set");
-    process.arguments.push_back(setting);
-  }
-  if (!arguments.cluster.deployment.empty()) {
-    process.arguments.push_back("--deployment");
-    process.arguments.push_back(arguments.cluster.deployment);
-  }
-  if (!arguments.cluster.model_folder.empty()) {
-    process.arguments.push_back("--model");
-    process.arguments.push_back(arguments.cluster.model_folder);
-  }
-  if (!arguments.cluster.dtype.empty()) {
-    process.arguments.push_back("--dtype");
-    process.arguments.push_back(arguments.cluster.dtype);
-  }
+  const auto words = words_of(arguments.cluster);
+  process.arguments.insert(process.arguments.end(), words.begin(), words.end());
+  process.input_file = planned.input_file;
   process.log_file = folder + "/" + name + ".log";
   process.detached = true;
   std::error_code ignored;
@@ -114,10 +97,7 @@ Result<int> run_up(const UpArguments& arguments, const VerbContext& context) {
 void add_up(CLI::App& app, VerbContext& context) {
   auto* verb = app.add_subcommand("up", "Brings a cluster up from YAML");
   auto arguments = std::make_shared<UpArguments>();
-  add_config_options(*verb, arguments->cluster.config);
-  verb->add_option("--deployment", arguments->cluster.deployment, "Which deployment, when the files hold several")->type_name("NAME");
-  verb->add_option("--model", arguments->cluster.model_folder, "A model folder in place of the one in the YAML")->type_name("FOLDER");
-  verb->add_option("--dtype", arguments->cluster.dtype, "Type of weights and activations in place of the model file's")->type_name("DTYPE")->check(CLI::IsMember({"float32", "bfloat16"}));
+  add_cluster_options(*verb, arguments->cluster);
   verb->add_flag("-d,--detach", arguments->detach, "In the background; `orrery down` ends it");
   verb->callback([arguments, &context] { context.run = [arguments, &context] { return run_up(*arguments, context); }; });
   set_examples(*verb, {"orrery up -f configs/clusters/two_nodes.yaml -f configs/models/cosmos-tiny.yaml",

@@ -83,5 +83,6 @@ void add_down(CLI::App& app, VerbContext& context);
 void add_status(CLI::App& app, VerbContext& context);
 void add_generate(CLI::App& app, VerbContext& context);
 void add_node(CLI::App& app, VerbContext& context);
+void add_coordinator(CLI::App& app, VerbContext& context);
 
 }  // namespace orrery::launch

@@ -234,6 +234,8 @@ Result<VideoSink> VideoSink::open(const std::string& path, const VideoShape& sha
   if (!(shape.fps >= 0.001 && shape.fps <= 1000)) return Error{ErrorCode::usage, "the frame rate must lie between 0.001 and 1000"};
   std::error_code unknown;
   if (kind != VideoKind::png && fs::is_directory(path, unknown)) return Error{ErrorCode::io_failed, "'" + path + "' is a folder", "name a file"};
+  const auto bare = path.ends_with('/') ? path.substr(0, path.find_last_not_of('/') + 1) : path;
+  if (!bare.empty()) remove_abandoned_partials(bare);
   auto writer = kind == VideoKind::mp4   ? Mp4Writer::open(path, shape)
                 : kind == VideoKind::y4m ? Y4mWriter::open(path, shape)
                                          : PngWriter::open(path, shape);
