@@ -65,6 +65,8 @@ struct TransportStatistics {
   std::uint64_t payload_bytes_sent = 0;
   std::uint64_t payload_bytes_received = 0;
   std::uint64_t frames_malformed = 0;  // Wrong number of parts, no sender, too long: dropped.
+  std::uint64_t frames_foreign = 0;    // From a friend who used another friend's number: dropped.
+  std::uint64_t handshakes_refused = 0;  // Strangers, and friends that took us for one: no frame came of it.
 };
 
 /// Ownership: a payload Shard is let go once the transport no longer reads it, which says nothing about

@@ -1,6 +1,7 @@
 #include "protocol/zmq_transport.hpp"
 
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -13,12 +14,14 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <thread>
 #include <vector>
 
 #include <zmq.hpp>
 
 #include "base/log.hpp"
+#include "protocol/curve.hpp"
 
 namespace orrery::protocol {
 namespace {
@@ -30,18 +33,31 @@ constexpr int receive_batch = 64;
 // ZeroMQ's own; messages that fit into it are not read straight into memory of their own.
 constexpr std::size_t receive_buffer_bytes = 8192;
 
-// A DEALER presents itself to the other side's ROUTER as 'P' and its process number, big endian.
+// A connection's name at the other side's ROUTER: 'P', the process number (big endian), and eight bytes that nobody can
+// guess. Names alike would let whoever takes another's name push the other's connection out.
+constexpr std::size_t routing_id_bytes = 13;
+// Whom to name in the log once each; strangers can make up any number of keys.
+constexpr std::size_t named_strangers_max = 64;
+
 std::string routing_id_of(PeerId peer) {
   std::string id = "P";
   for (int shift = 24; shift >= 0; shift -= 8) id += static_cast<char>(peer >> shift & 0xff);
+  id.resize(routing_id_bytes);
+  ORRERY_CHECK(::getrandom(id.data() + 5, routing_id_bytes - 5, 0) == static_cast<ssize_t>(routing_id_bytes - 5));
   return id;
 }
 
 std::optional<PeerId> peer_of(const zmq::message_t& id) {
   const auto* bytes = id.data<unsigned char>();
-  if (id.size() != 5 || bytes[0] != 'P') return std::nullopt;
+  if (id.size() != routing_id_bytes || bytes[0] != 'P') return std::nullopt;
   return PeerId{bytes[1]} << 24 | PeerId{bytes[2]} << 16 | PeerId{bytes[3]} << 8 | PeerId{bytes[4]};
 }
+
+// "tcp://n1:7000#KEY" apart; the key as Z85, empty when there is none.
+struct PeerAddress {
+  std::string address;
+  std::string key;
+};
 
 Error unreadable(const std::string& address) {
   return Error{ErrorCode::invalid_config, "'" + address + "' is not an address of the data plane",
@@ -66,6 +82,23 @@ Status check_address(const std::string& address, bool port_may_be_zero) {
   if (problem != std::errc{} || end != digits.data() + digits.size() || port > 65535 || (port == 0 && !port_may_be_zero))
     return unreadable(address);
   return Done{};
+}
+
+// What a connection at the address needs keys by: ipc:// is guarded by its folder.
+std::string host_of(const std::string& address) {
+  if (!address.starts_with(tcp_scheme)) return "localhost";
+  return address.substr(tcp_scheme.size(), address.rfind(':') - tcp_scheme.size());
+}
+
+Result<PeerAddress> parse_peer_address(const std::string& text) {
+  PeerAddress parsed{text, ""};
+  if (const auto mark = text.rfind('#'); mark != std::string::npos && mark + 1 + 64 == text.size()) {
+    const auto key = curve_key_of_hex(std::string_view(text).substr(mark + 1));
+    if (!key) return unreadable(text);
+    parsed = {text.substr(0, mark), *key};
+  }
+  ORRERY_TRY_DONE(check_address(parsed.address, false));
+  return parsed;
 }
 
 // ZeroMQ replaces a socket file without asking, even one that is in use.
@@ -113,6 +146,7 @@ struct Outbox {
 struct Command {
   PeerId peer = 0;
   std::string connect;  // Empty: remove.
+  std::string key;      // Empty: not encrypted.
 };
 
 // What only the pump thread touches.
@@ -122,6 +156,8 @@ struct Link {
   zmq::socket_t monitor;
   bool blocked = false;      // ZeroMQ's queue is full, or nobody is connected.
   bool header_sent = false;  // Of the frame at the front.
+  std::string key;           // The peer's; empty: not encrypted.
+  bool refusal_told = false;
 };
 
 class ZmqTransport final : public Transport {
@@ -139,12 +175,33 @@ public:
         return status;
       }
     }
+    ORRERY_TRY(protect, options_.security.protects(host_of(options_.bind)));
+    if (options_.security.keys) {
+      ORRERY_TRY(key, curve_public_of(options_.security.keys->curve_secret));
+      public_key_ = key;
+      for (const auto& one : options_.security.keys->allowed) allowed_.emplace(one.curve, one.name);
+      if (!allowed_.contains(public_key_))
+        return Error{ErrorCode::invalid_config, "the list of allowed keys has another CURVE key of " + options_.security.keys->name + " than its secret",
+                     "are the files of two `orrery keys make`?"};
+    }
     wake_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (wake_ < 0) return Error{ErrorCode::io_failed, "no more file descriptors can be opened"};
     try {
       context_.emplace(1);
       context_->set(zmq::ctxopt::max_sockets, 4096);
+      if (protect) {
+        // ZeroMQ asks here about every key that knocks; the pump answers. It must be there before anybody can knock.
+        gate_ = zmq::socket_t(*context_, zmq::socket_type::rep);
+        gate_.set(zmq::sockopt::linger, 0);
+        gate_.bind("inproc://zeromq.zap.01");
+      }
       router_ = zmq::socket_t(*context_, zmq::socket_type::router);
+      if (protect) {
+        router_.set(zmq::sockopt::curve_server, true);
+        router_.set(zmq::sockopt::curve_secretkey, options_.security.keys->curve_secret);
+        router_.set(zmq::sockopt::zap_domain, "orrery");
+      }
+      monitor_ = monitor_of(router_, failed_handshakes);
       set_common(router_);
       router_.set(zmq::sockopt::router_mandatory, true);
       router_.set(zmq::sockopt::router_handover, true);  // A restarted peer takes its own place.
@@ -161,6 +218,7 @@ public:
     }
     if (!options_.advertise.empty() && address_.starts_with(tcp_scheme))
       address_ = options_.advertise + address_.substr(address_.rfind(':'));
+    if (protect) address_ += "#" + hex_of_curve_key(public_key_).value();
     return Done{};
   }
 
@@ -178,6 +236,8 @@ public:
     }
     if (thread_.joinable()) thread_.join();
     router_ = {};
+    monitor_ = {};
+    gate_ = {};
     context_.reset();  // Waits until ZeroMQ has let go of every payload.
     std::map<PeerId, Outbox> dropped;
     {
@@ -193,11 +253,24 @@ public:
   std::string address() const override { return address_; }
 
   Status add_peer(PeerId peer, const std::string& address) override {
-    ORRERY_TRY_DONE(check_address(address, false));
+    ORRERY_TRY(parsed, parse_peer_address(address));
+    if (!parsed.key.empty()) {
+      if (!options_.security.keys)
+        return Error{ErrorCode::invalid_config, "process " + std::to_string(peer) + " encrypts its data plane, and this one has no keys",
+                     "give all processes of the cluster keys, or none (`security.keys`)"};
+      if (!allowed_.contains(parsed.key))
+        return Error{ErrorCode::invalid_config, "the key of process " + std::to_string(peer) + " at " + parsed.address + " is not in the list of allowed keys",
+                     "bring the file `allowed` up to date on this host, and start again"};
+    } else {
+      ORRERY_TRY(protect, options_.security.protects(host_of(parsed.address)));
+      if (protect)
+        return Error{ErrorCode::invalid_config, "process " + std::to_string(peer) + " at " + parsed.address + " does not encrypt its data plane, and this one would",
+                     "give all processes of the cluster keys, or none (`security.keys`)"};
+    }
     const std::lock_guard lock(mutex_);
     if (stop_) return Error{ErrorCode::unreachable, "this transport is closed"};
     outboxes_.try_emplace(peer);
-    commands_.push_back({peer, address});
+    commands_.push_back({peer, parsed.address, parsed.key});
     ring();
     return Done{};
   }
@@ -210,7 +283,7 @@ public:
     // The frames go with the command: the pump may be in the middle of the first one.
     std::swap(dropped, found->second);
     outboxes_.erase(found);
-    commands_.push_back({peer, ""});
+    commands_.push_back({peer, "", ""});
     ring();
   }
 
@@ -237,6 +310,19 @@ public:
   }
 
 private:
+  static constexpr int failed_handshakes =
+      ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+
+  /// A socket that tells what happens to the connections of another.
+  zmq::socket_t monitor_of(zmq::socket_t& socket, int events) {
+    const auto name = "inproc://monitor-" + std::to_string(++monitors_);
+    if (zmq_socket_monitor(socket.handle(), name.c_str(), events) != 0) throw zmq::error_t();
+    zmq::socket_t monitor(*context_, zmq::socket_type::pair);
+    monitor.set(zmq::sockopt::linger, 0);
+    monitor.connect(name);
+    return monitor;
+  }
+
   void set_common(zmq::socket_t& socket) const {
     socket.set(zmq::sockopt::linger, 0);
     socket.set(zmq::sockopt::sndhwm, static_cast<int>(options_.queue_frames));
@@ -263,6 +349,8 @@ private:
       items.clear();
       items.push_back({router_.handle(), 0, ZMQ_POLLIN, 0});
       items.push_back({nullptr, wake_, ZMQ_POLLIN, 0});
+      items.push_back({monitor_.handle(), 0, ZMQ_POLLIN, 0});
+      if (gate_) items.push_back({gate_.handle(), 0, ZMQ_POLLIN, 0});
       for (auto& [peer, link] : links) {
         items.push_back({link.monitor.handle(), 0, ZMQ_POLLIN, 0});
         items.push_back({link.dealer.handle(), 0, static_cast<short>(link.blocked ? ZMQ_POLLOUT : 0), 0});
@@ -273,7 +361,9 @@ private:
           std::uint64_t count;
           [[maybe_unused]] const auto bytes = ::read(wake_, &count, sizeof count);
         }
-        std::size_t item = 2;
+        if (items[2].revents) read_router_monitor();
+        std::size_t item = 3;
+        if (gate_ && items[item++].revents) answer_gate();
         for (auto& [peer, link] : links) {
           if (items[item++].revents) read_monitor(peer, link);
           if (items[item++].revents & ZMQ_POLLOUT) link.blocked = false;
@@ -281,7 +371,7 @@ private:
         run_commands(links);
         for (auto& [peer, link] : links)
           if (!link.blocked) drain(peer, link);
-        if (items[0].revents & ZMQ_POLLIN) receive();
+        if (items[0].revents & ZMQ_POLLIN) receive(links);
       } catch (const zmq::error_t& error) {
         if (error.num() == EINTR) continue;
         log_event(Level::error, "transport.failed", {{"why", error.what()}});
@@ -302,10 +392,10 @@ private:
         continue;
       }
       const auto found = links.find(command.peer);
-      if (found != links.end() && found->second.address == command.connect) continue;
+      if (found != links.end() && found->second.address == command.connect && found->second.key == command.key) continue;
       if (links.erase(command.peer) > 0) set_connected(command.peer, false);
       try {
-        links.emplace(command.peer, connect(command.connect));
+        links.emplace(command.peer, connect(command.connect, command.key));
       } catch (const zmq::error_t& error) {
         log_event(Level::warn, "peer.unreachable",
                   {{"peer", command.peer}, {"address", command.connect}, {"why", error.what()}});
@@ -313,21 +403,21 @@ private:
     }
   }
 
-  Link connect(const std::string& address) {
-    Link link{.address = address, .dealer = {*context_, zmq::socket_type::dealer},
-              .monitor = {*context_, zmq::socket_type::pair}};
+  Link connect(const std::string& address, const std::string& key) {
+    Link link{.address = address, .dealer = {*context_, zmq::socket_type::dealer}, .monitor = {}, .key = key};
     set_common(link.dealer);
+    if (!key.empty()) {
+      link.dealer.set(zmq::sockopt::curve_serverkey, key);
+      link.dealer.set(zmq::sockopt::curve_publickey, public_key_);
+      link.dealer.set(zmq::sockopt::curve_secretkey, options_.security.keys->curve_secret);
+    }
     link.dealer.set(zmq::sockopt::routing_id, routing_id_of(options_.self));
     link.dealer.set(zmq::sockopt::immediate, true);  // Nothing is queued for a peer that is not there.
     link.dealer.set(zmq::sockopt::connect_timeout, 1000);
     link.dealer.set(zmq::sockopt::reconnect_ivl, 50);
     link.dealer.set(zmq::sockopt::reconnect_ivl_max, 1000);
     link.dealer.set(zmq::sockopt::maxmsgsize, std::int64_t{1024});  // Nobody answers on this socket.
-    const auto name = "inproc://monitor-" + std::to_string(++monitors_);
-    if (zmq_socket_monitor(link.dealer.handle(), name.c_str(), ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0)
-      throw zmq::error_t();
-    link.monitor.set(zmq::sockopt::linger, 0);
-    link.monitor.connect(name);
+    link.monitor = monitor_of(link.dealer, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | failed_handshakes);
     link.dealer.set(zmq::sockopt::ipv6, address.find('[') != std::string::npos);
     link.dealer.connect(address);
     return link;
@@ -337,19 +427,84 @@ private:
     zmq::message_t event, address;
     while (link.monitor.recv(event, zmq::recv_flags::dontwait)) {
       if (event.more()) (void)link.monitor.recv(address, zmq::recv_flags::dontwait);
-      if (event.size() < sizeof(std::uint16_t) || !handlers_.on_hint) continue;
+      if (event.size() < sizeof(std::uint16_t)) continue;
       std::uint16_t kind;
       std::memcpy(&kind, event.data(), sizeof kind);
       if (kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
         link.blocked = false;
         set_connected(peer, true);
-        handlers_.on_hint(peer, PeerHint::up);
+        if (handlers_.on_hint) handlers_.on_hint(peer, PeerHint::up);
       } else if (kind == ZMQ_EVENT_DISCONNECTED) {
         link.header_sent = false;
         set_connected(peer, false);
-        handlers_.on_hint(peer, PeerHint::down);
+        if (handlers_.on_hint) handlers_.on_hint(peer, PeerHint::down);
+      } else if (kind & failed_handshakes) {
+        count_refusal();
+        if (!std::exchange(link.refusal_told, true))
+          log_event(Level::warn, "handshake.refused", {{"peer", peer}, {"address", link.address}, {"why", "it is not who it should be, or does not know us"}});
       }
     }
+  }
+
+  void read_router_monitor() {
+    zmq::message_t event, address;
+    while (monitor_.recv(event, zmq::recv_flags::dontwait)) {
+      if (event.more()) (void)monitor_.recv(address, zmq::recv_flags::dontwait);
+      if (count_refusal() == 1)
+        log_event(Level::warn, "handshake.refused", {{"address", address_}, {"why", "a stranger connected, or one who speaks something else"}});
+    }
+  }
+
+  std::uint64_t count_refusal() {
+    const std::lock_guard lock(mutex_);
+    return ++statistics_.handshakes_refused;
+  }
+
+  /// ZeroMQ's question whether a key may come in (RFC 27): version, request, domain, address, identity, mechanism, key.
+  void answer_gate() {
+    for (;;) {
+      std::vector<zmq::message_t> question;
+      do {
+        zmq::message_t part;
+        if (!gate_.recv(part, zmq::recv_flags::dontwait)) return;
+        question.push_back(std::move(part));
+      } while (question.back().more());
+      std::optional<std::string> key;
+      if (question.size() == 7 && question[5].to_string_view() == "CURVE" && question[6].size() == 32) {
+        char text[41];
+        if (zmq_z85_encode(text, question[6].data<std::uint8_t>(), 32) != nullptr) key = text;
+      }
+      const bool welcome = key && allowed_.contains(*key);
+      if (!welcome) {
+        count_refusal();
+        if (key && strangers_.size() < named_strangers_max && strangers_.insert(*key).second)
+          log_event(Level::warn, "handshake.refused", {{"address", question[3].to_string()}, {"key", *key}, {"why", "the key is not allowed here"}});
+      }
+      const std::string request = question.size() > 1 ? question[1].to_string() : "";
+      const std::string user = welcome ? *key : "";  // What `is_of` will find with every message.
+      const std::string_view answer[] = {"1.0", request, welcome ? "200" : "400", welcome ? "OK" : "not allowed", user, ""};
+      for (std::size_t i = 0; i < std::size(answer); ++i)
+        (void)gate_.send(zmq::buffer(answer[i]), i + 1 < std::size(answer) ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    }
+  }
+
+  /// Whether the connection that a frame came by belongs to whom the frame is from.
+  bool is_of(PeerId peer, zmq::message_t& part, const std::map<PeerId, Link>& links) {
+    if (!gate_) return true;
+    const auto link = links.find(peer);
+    if (link == links.end() || link->second.key.empty()) return true;  // Nobody we were told of; the exchange drops it.
+    const char* key = zmq_msg_gets(part.handle(), "User-Id");
+    if (key != nullptr && link->second.key == key) return true;
+    std::uint64_t count;
+    {
+      const std::lock_guard lock(mutex_);
+      count = ++statistics_.frames_foreign;
+    }
+    if (count == 1) {
+      const auto name = allowed_.find(key == nullptr ? "" : key);
+      log_event(Level::warn, "frame.foreign", {{"peer", peer}, {"by", name == allowed_.end() ? "an unknown key" : name->second}});
+    }
+    return false;
   }
 
   // A broken connection lets go of what waited for it, as ZeroMQ does with what it had taken.
@@ -401,7 +556,7 @@ private:
     if (writable && handlers_.on_hint) handlers_.on_hint(peer, PeerHint::writable);
   }
 
-  void receive() {
+  void receive(const std::map<PeerId, Link>& links) {
     for (int count = 0; count < receive_batch; ++count) {
       zmq::message_t id, header;
       auto payload = std::make_shared<zmq::message_t>();
@@ -430,7 +585,7 @@ private:
           log_event(Level::warn, "frame.malformed", {{"address", address_}});
         }
       }
-      if (!good || !handlers_.on_frame) continue;
+      if (!good || !handlers_.on_frame || !is_of(*from, *payload, links)) continue;
       const std::span<const std::byte> bytes(payload->data<std::byte>(), payload->size());
       // Small messages may lie inside ZeroMQ's receive buffer, at any address, and would keep it alive.
       auto shard = bytes.size() <= receive_buffer_bytes ? Shard::copy_of(bytes) : Shard(std::move(payload), bytes);
@@ -445,6 +600,11 @@ private:
   int wake_ = -1;
   std::optional<zmq::context_t> context_;
   zmq::socket_t router_;
+  zmq::socket_t monitor_;  // The router's.
+  zmq::socket_t gate_;     // ZeroMQ's questions about keys; none without keys.
+  std::string public_key_;
+  std::map<std::string, std::string> allowed_;  // Key to name.
+  std::set<std::string> strangers_;             // Keys that were named in the log.
   TransportHandlers handlers_;
   std::thread thread_;
   std::atomic<bool> stop_{false};

@@ -9,13 +9,20 @@
 // and lets go of it; a received message is kept alive by the Shard that shows its bytes. A peer that vanishes is
 // noticed at once when its system says so, else after 1.5 s of silence; what was queued for it is let go of then.
 //
-// Does not: authenticate (bind to loopback, or to a network whose hosts you trust), order control before bulk.
+// With keys (base/keys.hpp) and an address that others can reach, every connection is encrypted and both ends prove who
+// they are (CURVE). `address()` then ends in "#KEY", our public key, and `add_peer` wants such an address: from then on
+// frames of that peer's number are taken from that key's connections only. Whoever hands addresses around (the
+// coordinator, over the control plane) thereby says who is who; the list of allowed keys says who may take part at all.
+// Without keys such an address is refused, unless the options say `insecure`.
+//
+// Does not: order control before bulk.
 
 #pragma once
 
 #include <memory>
 #include <string>
 
+#include "base/keys.hpp"
 #include "protocol/transport.hpp"
 
 namespace orrery::protocol {
@@ -30,10 +37,11 @@ struct ZmqOptions {
   std::string advertise = {};
   std::uint64_t payload_bytes_max = std::uint64_t{16} << 20;  // Longer parts end the sender's connection.
   std::uint32_t queue_frames = 16;                            // Per peer, in our queue and again in ZeroMQ's.
+  Security security = {};
 };
 
 /// Binds. Fails with port_in_use ("tcp://0.0.0.0:5801 is in use by another program"), invalid_config for an
-/// address that cannot be read, io_failed otherwise.
+/// address that cannot be read or would need keys, io_failed otherwise.
 Result<std::unique_ptr<Transport>> make_zmq_transport(const ZmqOptions& options);
 
 }  // namespace orrery::protocol

@@ -30,9 +30,11 @@
 #include "protocol/inproc_transport.hpp"
 #include "protocol/loopback_transport.hpp"
 #include "protocol/zmq_transport.hpp"
+#include "tests/support/keys.hpp"
 
 using namespace orrery;
 using namespace orrery::protocol;
+using orrery::testing::TestKeys;
 
 namespace {
 
@@ -57,6 +59,7 @@ public:
       return std::make_unique<FaultyTransport>(make_inproc_transport(hub_, self, queue_frames), FaultOptions{});
     ZmqOptions options{.self = self, .queue_frames = queue_frames};
     if (kind_ == "zmq-ipc") options.bind = "ipc://" + folder_.path + "/" + std::to_string(self);
+    if (kind_ == "zmq-curve") options.security = keys_.security("n" + std::to_string(self));
     auto made = make_zmq_transport(options);
     if (!made.ok()) FAIL(made.error().text());
     return std::move(made).value();
@@ -87,6 +90,7 @@ private:
   LoopbackNetwork loopback_;
   std::shared_ptr<InprocHub> hub_ = make_inproc_hub();
   PrivateFolder folder_;
+  TestKeys keys_{{"n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"}};
 };
 
 struct Inbox {
@@ -149,7 +153,7 @@ Shard counted(const std::vector<std::byte>& bytes, std::atomic<int>& released) {
   return Shard(std::span(bytes), [&released] { ++released; });
 }
 
-#define EACH_TRANSPORT GENERATE(as<std::string>{}, "loopback", "inproc", "faulty(0)", "zmq-ipc", "zmq-tcp")
+#define EACH_TRANSPORT GENERATE(as<std::string>{}, "loopback", "inproc", "faulty(0)", "zmq-ipc", "zmq-tcp", "zmq-curve")
 
 }  // namespace
 
@@ -282,6 +286,7 @@ TEST_CASE("transport: an unknown or removed peer is refused", "[conformance]") {
   auto a = world.make(1);
   auto b = world.make(2);
   a->start(inbox.handlers());
+  b->start({});
   const auto status = a->send(2, header_of(1), {});
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().code == ErrorCode::unreachable);
