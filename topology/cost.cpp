@@ -137,14 +137,19 @@ double latency_of(const ClusterSpec& cluster, const std::vector<CardView>& views
 
 }  // namespace
 
-std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dtype) {
+std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dtype,
+                               const std::map<std::uint32_t, double>& slowdown) {
   std::vector<CardView> views;
   for (std::uint32_t node = 0; node < cluster.nodes.size(); ++node)
     for (const auto& card : cluster.nodes[node].cards) {
       const auto& type = cluster.type_of(card);
       const double rate = std::max(type.compute_of(dtype) * card.compute_share, 1.0);
-      views.push_back({node, rate * type.efficiency.linear, rate * type.efficiency.attention,
-                       std::max(type.memory_bandwidth, 1.0), card.memory, card.type});
+      const auto measured = slowdown.find(static_cast<std::uint32_t>(views.size()));
+      // `>` first: what is not a number counts as 1.
+      const double slow =
+          measured != slowdown.end() && measured->second > 1 ? std::min(measured->second, slowdown_max) : 1;
+      views.push_back({node, slow, rate * type.efficiency.linear / slow, rate * type.efficiency.attention / slow,
+                       std::max(type.memory_bandwidth, 1.0) / slow, card.memory, card.type});
     }
   return views;
 }
@@ -227,8 +232,8 @@ std::vector<PlannedCard> cards_of(const ClusterSpec& cluster, const std::string&
 }
 
 PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
-                       const PlannedStage& placed) {
-  return predicted(cluster, views_of(cluster, demand.dtype), demand, stage, placed);
+                       const PlannedStage& placed, const CardConditions& conditions) {
+  return predicted(cluster, views_of(cluster, demand.dtype, conditions.slowdown), demand, stage, placed);
 }
 
 std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,14 +18,16 @@ namespace orrery::topology {
 /// A card as the cost model sees it.
 struct CardView {
   std::uint32_t node = 0;
+  double slowdown = 1;               // Is in the rates below.
   double linear = 1, attention = 1;  // Effective FLOP/s.
   double memory_bandwidth = 1;
   std::uint64_t memory = 0;
   std::string type;
 };
 
-/// All cards of a cluster, in the plan's numbering.
-std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dtype);
+/// All cards of a cluster, in the plan's numbering. `slowdown`: as in CardConditions.
+std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dtype,
+                               const std::map<std::uint32_t, double>& slowdown = {});
 
 /// One forward of all slices on one card, arithmetic only.
 double stage_seconds_on(const StageDemand& stage, const CardView& card);

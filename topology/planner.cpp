@@ -58,12 +58,12 @@ std::string shape_text(Split split, std::size_t first, std::size_t second) {
 class Planner {
 public:
   Planner(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand,
-          const std::set<std::uint32_t>& lost)
+          const CardConditions& conditions)
       : cluster_(cluster),
         deployment_(deployment),
         demand_(demand),
-        lost_(lost),
-        views_(views_of(cluster, demand.dtype)) {}
+        lost_(conditions.lost),
+        views_(views_of(cluster, demand.dtype, conditions.slowdown)) {}
 
   Result<Plan> run() {
     Plan plan;
@@ -340,15 +340,19 @@ private:
     return cards;
   }
 
-  std::vector<std::size_t> sizes_up_to(std::size_t most) const {
+  std::vector<std::size_t> sizes_up_to(std::size_t most, const Cards& cards) const {
     std::vector<std::size_t> sizes;
+    const auto sound = static_cast<std::size_t>(
+        std::count_if(cards.begin(), cards.end(), [&](std::uint32_t card) { return views_[card].slowdown == 1; }));
     for (std::size_t size = 1; size <= most; ++size) {
       const bool round = size <= 8 || std::has_single_bit(size) ||
                          (size % 3 == 0 && std::has_single_bit(size / 3)) ||
                          (size % 5 == 0 && std::has_single_bit(size / 5));
       const bool asked = size == deployment_.parallelism.tensor.value_or(0) ||
                          size == deployment_.parallelism.sequence.value_or(0);
-      if (round || asked || size == most) sizes.push_back(size);
+      // Without the slow cards, in one group or two.
+      const bool without_slow = sound < cards.size() && (size == sound || size == sound / 2);
+      if (round || asked || without_slow || size == most) sizes.push_back(size);
     }
     return sizes;
   }
@@ -378,7 +382,7 @@ private:
       std::set_difference(all.begin(), all.end(), taken.begin(), taken.end(), std::back_inserter(rest));
       return rest;
     };
-    for (const auto size : sizes_up_to(std::min(most, two ? cards.size() - 1 : cards.size()))) {
+    for (const auto size : sizes_up_to(std::min(most, two ? cards.size() - 1 : cards.size()), cards)) {
       for (const auto& first : good_choices(cards, size)) {
         if (!two) {
           choices.push_back({first, {}});
@@ -737,8 +741,40 @@ std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const doubl
 }
 
 Result<Plan> make_plan(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand,
-                       const std::set<std::uint32_t>& lost) {
-  return Planner(cluster, deployment, demand, lost).run();
+                       const CardConditions& conditions) {
+  return Planner(cluster, deployment, demand, conditions).run();
+}
+
+std::set<std::uint32_t> spare_cards(const ClusterSpec& cluster, std::uint32_t count) {
+  struct Node {
+    Cards left;  // The next to give is the last.
+    std::size_t given = 0;
+  };
+  std::vector<Node> nodes;
+  std::uint32_t card = 0;
+  for (const auto& node : cluster.nodes) {
+    std::vector<std::pair<double, std::uint32_t>> own;
+    for (const auto& one : node.cards) {
+      double rate = 0;
+      for (const auto& [dtype, value] : cluster.type_of(one).compute) rate = std::max(rate, value);
+      own.emplace_back(rate * one.compute_share, card++);
+    }
+    std::stable_sort(own.begin(), own.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    nodes.emplace_back();
+    for (const auto& [rate, index] : own) nodes.back().left.push_back(index);
+  }
+  std::set<std::uint32_t> spares;
+  while (spares.size() < count && spares.size() + 1 < card) {
+    auto* from = &nodes.front();
+    for (auto& node : nodes)
+      if (node.left.size() > from->left.size() ||
+          (node.left.size() == from->left.size() && node.given <= from->given))
+        from = &node;
+    spares.insert(from->left.back());
+    from->left.pop_back();
+    ++from->given;
+  }
+  return spares;
 }
 
 }  // namespace orrery::topology

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <span>
 #include <string>
@@ -27,10 +28,25 @@
 
 namespace orrery::topology {
 
-/// `lost`: cards (index in the plan's numbering) that may not be used; they stay in the numbering.
+/// What is known of cards right now, by number (their index in `Plan::cards`). They keep their numbers.
+struct CardConditions {
+  std::set<std::uint32_t> lost;  // May not be used.
+  /// Measured: 2.0 takes twice the time of its profile, in computing and in reading its memory. From 1 (also for
+  /// anything below) to slowdown_max.
+  std::map<std::uint32_t, double> slowdown;
+};
+constexpr double slowdown_max = 1000;
+
+/// A slow card gets fewer slices, or no place in a stage when that is faster; predictions count its slowness, the
+/// plan's digest does not: the same placement stays the same plan.
 /// Fails with no_feasible_plan: what cannot be met and which values can, or which card lacks how much memory.
 Result<Plan> make_plan(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand,
-                       const std::set<std::uint32_t>& lost = {});
+                       const CardConditions& conditions = {});
+
+/// `count` cards to keep free until others are lost (at most all but one), to be given to `make_plan` as lost. One
+/// after the other is taken from the node that has most cards left, of such nodes from the one that has given
+/// least, then from the last; there the slowest card, of equals the last. So nodes stay as even as they were.
+std::set<std::uint32_t> spare_cards(const ClusterSpec& cluster, std::uint32_t count);
 
 /// All cards in the plan's numbering: node order, then index.
 std::vector<PlannedCard> cards_of(const ClusterSpec& cluster, const std::string& dtype);
@@ -42,7 +58,7 @@ std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const doubl
 
 /// Time of a placed stage: one step of a denoiser, the whole of any other.
 PredictedStage predict(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,
-                       const PlannedStage& placed);
+                       const PlannedStage& placed, const CardConditions& conditions = {});
 
 /// Bytes and time on every link in one step of a placed denoiser.
 std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& demand, const StageDemand& stage,

@@ -160,7 +160,10 @@ TEST_CASE("planner: every placement on random clusters is legal, or the refusal 
     if (random.below(4) == 0) deployment.parallelism.cfg = static_cast<std::uint32_t>(1 + random.below(2));
     std::set<std::uint32_t> lost;
     if (random.below(4) == 0) lost.insert(static_cast<std::uint32_t>(random.below(cluster.card_count())));
-    const auto plan = make_plan(cluster, deployment, demand, lost);
+    CardConditions conditions{lost, {}};
+    for (std::uint32_t card = 0; card < cluster.card_count(); ++card)
+      if (random.below(8) == 0) conditions.slowdown[card] = 4 * random.uniform();
+    const auto plan = make_plan(cluster, deployment, demand, conditions);
     INFO("instance " << i);
     if (plan.ok()) {
       ++planned;
@@ -191,9 +194,17 @@ TEST_CASE("planner: on small clusters no placement is faster than the chosen one
       for (auto& card : node.cards) card.memory = std::uint64_t{1} << 30;
     const auto stage = denoiser(4, static_cast<std::uint32_t>(1 + random.below(2)));
     const auto demand = demand_of_stages({stage});
-    const auto plan = make_plan(cluster, {}, demand);
-    REQUIRE(plan.ok());
     const auto cards = cards_of(cluster, "float32");
+    CardConditions conditions;
+    std::vector<double> seconds_per_slice;
+    for (std::uint32_t c = 0; c < cards.size(); ++c) {
+      if (i % 2 == 1 && random.below(3) == 0)
+        conditions.slowdown[c] = 1 + static_cast<double>(random.below(40)) / 8;
+      const auto slow = conditions.slowdown.find(c);
+      seconds_per_slice.push_back((slow == conditions.slowdown.end() ? 1 : slow->second) / cards[c].relative_compute);
+    }
+    const auto plan = make_plan(cluster, {}, demand, conditions);
+    REQUIRE(plan.ok());
     // Every assignment of cards to {unused, first group, second group}, both splits.
     double best = std::numeric_limits<double>::infinity();
     std::size_t combinations = 1;
@@ -211,7 +222,7 @@ TEST_CASE("planner: on small clusters no placement is faster than the chosen one
         for (const auto& own : groups) {
           if (own.empty()) continue;
           std::vector<double> seconds;
-          for (const auto c : own) seconds.push_back(1 / cards[c].relative_compute);
+          for (const auto c : own) seconds.push_back(seconds_per_slice[c]);
           const auto shares = share_out(4, seconds, std::vector<std::uint32_t>(own.size(), 4));
           PlannedGroup group;
           std::uint32_t next = 0;
@@ -221,7 +232,7 @@ TEST_CASE("planner: on small clusters no placement is faster than the chosen one
           }
           placed.groups.push_back(std::move(group));
         }
-        best = std::min(best, predict(cluster, demand, stage, placed).total_seconds());
+        best = std::min(best, predict(cluster, demand, stage, placed, conditions).total_seconds());
       }
     }
     INFO("instance " << i);
@@ -465,10 +476,10 @@ TEST_CASE("planner: pins and lost cards are kept out", "[topology][planner]") {
   for (const auto& group : denoiser_in(plan).groups)
     for (const auto& rank : group.ranks) CHECK(plan.cards[rank.card].node == "n2");
   CHECK(plan.card_name(plan.stage(StageKind::decoder)->groups[0].ranks[0].card) == "n1:1");
-  const auto after = make_plan(cluster, deployment, demand, {2}).value();
+  const auto after = make_plan(cluster, deployment, demand, {{2}, {}}).value();
   CHECK(cards_in(denoiser_in(after)) == 1);
   CHECK(broken_rule(after, demand, cluster, {2}) == "");
-  CHECK(make_plan(cluster, deployment, demand, {2, 3}).error().message ==
+  CHECK(make_plan(cluster, deployment, demand, {{2, 3}, {}}).error().message ==
         "no card is left for the denoiser on cluster 'test'");
   deployment.placement.denoiser = {"n3"};
   CHECK(make_plan(cluster, deployment, demand).error().text() ==
@@ -476,6 +487,128 @@ TEST_CASE("planner: pins and lost cards are kept out", "[topology][planner]") {
   deployment.placement.denoiser = {"n2:7"};
   CHECK(make_plan(cluster, deployment, demand).error().text() ==
         "placement of the denoiser: 'n2:7' names no card of host 'n2' [E305] (it has cards 0 to 1)");
+}
+
+TEST_CASE("planner: a slow card gets fewer slices, then none, and the plan stays the same while they do",
+          "[topology][planner]") {
+  auto stage = denoiser(8, 1);
+  stage.flops_linear = 1e11;
+  const auto cluster = cluster_of({{{}, {}}, {{}, {}}});
+  const auto demand = demand_of_stages({stage});
+  DeploymentSpec four;
+  four.parallelism = {4, 1, 1};
+  const auto slices_of_second = [&](const DeploymentSpec& deployment, double slowdown) {
+    const auto plan = make_plan(cluster, deployment, demand, {{}, {{1, slowdown}}}).value();
+    CHECK(broken_rule(plan, demand, cluster) == "");
+    for (const auto& rank : denoiser_in(plan).groups[0].ranks)
+      if (rank.card == 1) return rank.slices.size();
+    return std::size_t{0};
+  };
+  CHECK(slices_of_second(four, 1) == 2);
+  CHECK(slices_of_second(four, 1.4) == 2);
+  CHECK(slices_of_second(four, 2) == 1);
+  CHECK(slices_of_second(four, 50) == 1);  // Four cards were asked for.
+  CHECK(slices_of_second({}, 1) == 2);
+  CHECK(slices_of_second({}, 1.2) == 2);
+  CHECK(slices_of_second({}, 2) == 0);  // 3+3+2 on the others take no longer than 3+1+2+2.
+  const auto plan = make_plan(cluster, four, demand).value();
+  const auto little = make_plan(cluster, four, demand, {{}, {{1, 1.2}}}).value();
+  CHECK(little.digest() == plan.digest());
+  CHECK(little.predicted[0].compute_seconds == Approx(1.2 * plan.predicted[0].compute_seconds));
+  CHECK(make_plan(cluster, four, demand, {{}, {{1, 2.0}}}).value().digest() != plan.digest());
+}
+
+TEST_CASE("planner: a card measured to be slow is planned as a slower card would be", "[topology][planner]") {
+  Random random(17);
+  int compared = 0;
+  for (int i = 0; i < 100; ++i) {
+    const auto cluster = random_cluster(random, 3, 2);
+    const auto demand = demand_of_stages({encoder(), denoiser(), decoder()});
+    CardConditions conditions;
+    auto slower = cluster;
+    std::uint32_t card = 0;
+    for (auto& node : slower.nodes)
+      for (auto& one : node.cards) {
+        if (random.below(3) == 0) {
+          conditions.slowdown[card] = static_cast<double>(2 << random.below(3));
+          one.compute_share /= conditions.slowdown[card];
+        }
+        ++card;
+      }
+    const auto measured = make_plan(cluster, {}, demand, conditions), built = make_plan(slower, {}, demand);
+    REQUIRE(measured.ok() == built.ok());
+    if (!measured.ok()) continue;
+    ++compared;
+    CHECK(measured.value().predicted_video_seconds == Approx(built.value().predicted_video_seconds).epsilon(1e-9));
+    CHECK(measured.value().lower_bound_seconds == Approx(built.value().lower_bound_seconds).epsilon(1e-9));
+  }
+  CHECK(compared > 30);
+}
+
+TEST_CASE("planner: a measurement that cannot be counts as none or as the slowest", "[topology][planner]") {
+  const auto cluster = cluster_of({{{}, {}}});
+  const auto demand = demand_of_stages({denoiser(8, 1)});
+  const auto plain = json_of(make_plan(cluster, {}, demand).value()).dump();
+  constexpr auto infinite = std::numeric_limits<double>::infinity();
+  for (const double odd : {0.0, -3.0, 0.5, 1.0, std::numeric_limits<double>::quiet_NaN(), -infinite})
+    CHECK(json_of(make_plan(cluster, {}, demand, {{}, {{0, odd}, {77, 2.0}}}).value()).dump() == plain);
+  CHECK(json_of(make_plan(cluster, {}, demand, {{}, {{0, infinite}}}).value()).dump() ==
+        json_of(make_plan(cluster, {}, demand, {{}, {{0, slowdown_max}}}).value()).dump());
+}
+
+TEST_CASE("planner: on large clusters, too, one slow card does not hold up the others", "[topology][planner]") {
+  const auto cluster = cluster_of(std::vector<std::vector<TestCard>>(8, std::vector<TestCard>(8)));
+  auto stage = denoiser(64, 1);
+  stage.flops_linear = 1e12;
+  const auto demand = demand_of_stages({stage});
+  const auto before = make_plan(cluster, {}, demand).value();
+  for (const std::uint32_t slow : {0U, 30U, 63U}) {
+    const auto after = make_plan(cluster, {}, demand, {{}, {{slow, 20.0}}}).value();
+    CHECK_FALSE(after.exhaustive);
+    CHECK(broken_rule(after, demand, cluster) == "");
+    CHECK(after.predicted[0].compute_seconds <= 2.01 * before.predicted[0].compute_seconds);
+    for (const auto& group : denoiser_in(after).groups)
+      for (const auto& rank : group.ranks) CHECK(rank.card != slow);
+  }
+}
+
+TEST_CASE("planner: spare cards leave the nodes as even as they were", "[topology][planner]") {
+  using Set = std::set<std::uint32_t>;
+  const auto two = cluster_of({{{}, {}}, {{}, {}}});
+  CHECK(spare_cards(two, 0) == Set{});
+  CHECK(spare_cards(two, 1) == Set{3});
+  CHECK(spare_cards(two, 2) == Set{1, 3});
+  CHECK(spare_cards(two, 3) == Set{1, 2, 3});
+  CHECK(spare_cards(two, 4) == Set{1, 2, 3});  // One has to work.
+  CHECK(spare_cards(cluster_of({{{}, {}, {}, {}}, {{}, {}}}), 2) == Set{2, 3});
+  // The slowest card of a node.
+  CHECK(spare_cards(cluster_of({{{1 << 20, 2e9}, {1 << 20, 1e9}, {1 << 20, 2e9}}, {{}}}), 1) == Set{1});
+  Random random(23);
+  for (int i = 0; i < 200; ++i) {
+    const auto cluster = random_cluster(random, 5, 6);
+    const auto all = static_cast<std::uint32_t>(cluster.card_count());
+    std::size_t most = 0, least = 99;
+    for (const auto& node : cluster.nodes) {
+      most = std::max(most, node.cards.size());
+      least = std::min(least, node.cards.size());
+    }
+    Set before;
+    for (std::uint32_t count = 0; count <= all; ++count) {
+      const auto spares = spare_cards(cluster, count);
+      CHECK(spares.size() == std::min(count, all - 1));
+      CHECK(std::includes(spares.begin(), spares.end(), before.begin(), before.end()));
+      std::size_t most_left = 0, least_left = 99;
+      std::uint32_t card = 0;
+      for (const auto& node : cluster.nodes) {
+        std::size_t left = 0;
+        for (std::size_t c = 0; c < node.cards.size(); ++c) left += spares.contains(card++) ? 0 : 1;
+        most_left = std::max(most_left, left);
+        least_left = std::min(least_left, left);
+      }
+      CHECK(most_left - least_left <= std::max<std::size_t>(1, most - least));
+      before = spares;
+    }
+  }
 }
 
 TEST_CASE("planner: Cosmos 7B on a rack of ATOM-Max: branches apart, tokens split, and the figures of the paper",
