@@ -82,7 +82,9 @@ public:
       if (document.kind == "Model") into_.models_[document.name] = read_model(document.spec(), document.name, reader_);
       if (document.kind == "Deployment")
         into_.deployments_[document.name] = read_deployment(document.spec(), document.name, reader_);
+      if (document.kind == "Scenario") into_.scenarios_[document.name] = read_scenario(document.spec(), document.name, reader_);
     }
+    read_shipped_deployments();
     check_references();
   }
 
@@ -223,7 +225,8 @@ private:
         {"Cluster", cluster_keys()},
         {"Model", model_keys()},
         {"Deployment", deployment_keys()},
-        {"CardProfile", card_profile_schema().keys()}};
+        {"CardProfile", card_profile_schema().keys()},
+        {"Scenario", scenario_keys()}};
     std::string kind;
     std::vector<std::string> all_keys;
     for (const auto& [name, keys] : owners) {
@@ -237,7 +240,7 @@ private:
         complain_about(source, "E205", done.error().message);
     };
     for (auto& document : into_.documents_) {
-      const bool other = document.kind == "Experiment" || document.kind == "Scenario";
+      const bool other = document.kind == "Experiment";
       if (kind.empty() ? other && document.spec().find(first) != nullptr : document.kind == kind) set_in(document);
     }
     if (count == 0 && kind == "Deployment") {
@@ -275,6 +278,16 @@ private:
     }
   }
 
+  void read_shipped_deployments() {
+    bool missing = false;
+    for (const auto& [name, scenario] : into_.scenarios_)
+      missing |= !scenario.deployment.empty() && !into_.deployments_.contains(scenario.deployment);
+    if (!missing) return;
+    for (const auto& document : shipped_documents("deployments"))
+      if (document.kind == "Deployment" && !is_own(document))
+        into_.shipped_deployments_[document.name] = read_deployment(document.spec(), document.name, reader_);
+  }
+
   /// Whether the files of this run hold it themselves, and so report on it.
   bool is_own(const Document& document) const {
     return std::any_of(into_.documents_.begin(), into_.documents_.end(),
@@ -283,10 +296,11 @@ private:
 
   void check_references() {
     bool cluster_missing = false, model_missing = false;
-    for (const auto& [name, deployment] : into_.deployments_) {
-      cluster_missing |= !deployment.cluster.empty() && !into_.clusters_.contains(deployment.cluster);
-      model_missing |= !deployment.model.empty() && !into_.models_.contains(deployment.model);
-    }
+    for (const auto* table : {&into_.deployments_, &into_.shipped_deployments_})
+      for (const auto& [name, deployment] : *table) {
+        cluster_missing |= !deployment.cluster.empty() && !into_.clusters_.contains(deployment.cluster);
+        model_missing |= !deployment.model.empty() && !into_.models_.contains(deployment.model);
+      }
     if (cluster_missing)
       for (const auto& document : shipped_documents("clusters"))
         if (document.kind == "Cluster" && !is_own(document))
@@ -297,6 +311,8 @@ private:
         if (document.kind == "Model" && !is_own(document))
           into_.shipped_models_[document.name] = read_model(document.spec(), document.name, reader_);
     for (const auto& document : into_.documents_) {
+      if (document.kind == "Scenario")
+        check_reference(document, "deployment", into_.scenarios_.at(document.name).deployment, into_.deployments_, into_.shipped_deployments_);
       if (document.kind != "Deployment") continue;
       const auto& deployment = into_.deployments_.at(document.name);
       check_reference(document, "cluster", deployment.cluster, into_.clusters_, into_.shipped_clusters_);
@@ -356,8 +372,9 @@ Result<Resolved> ConfigSet::resolve_without_model(const std::string& deployment)
   if (!ok()) return error_of(findings_);
   Resolved resolved;
   if (!deployment.empty()) {
-    const auto found = deployments_.find(deployment);
-    if (found == deployments_.end())
+    const auto& table = deployments_.contains(deployment) ? deployments_ : shipped_deployments_;
+    const auto found = table.find(deployment);
+    if (found == table.end())
       return wrong("there is no Deployment '" + shown(deployment) + "'",
                    suggestion(deployment, names_in(deployments_)));
     resolved.deployment = found->second;

@@ -13,6 +13,7 @@
 #include "topology/cluster_spec.hpp"
 #include "topology/deployment_spec.hpp"
 #include "topology/model_spec.hpp"
+#include "topology/scenario_spec.hpp"
 
 namespace orrery::topology {
 
@@ -46,11 +47,12 @@ public:
   const Findings& findings() const { return findings_; }
   bool ok() const { return !has_errors(findings_); }
 
-  /// In file order, all kinds. Experiment, Scenario and Plan are kept as they are, for whoever runs them.
+  /// In file order, all kinds. Experiment and Plan are kept as they are, for whoever runs them.
   const std::vector<Document>& documents() const { return documents_; }
   const std::map<std::string, ClusterSpec>& clusters() const { return clusters_; }
   const std::map<std::string, ModelSpec>& models() const { return models_; }
   const std::map<std::string, DeploymentSpec>& deployments() const { return deployments_; }
+  const std::map<std::string, ScenarioSpec>& scenarios() const { return scenarios_; }
   /// Those of the files and the shipped ones.
   const CardTypes& card_types() const { return card_types_; }
 
@@ -66,7 +68,8 @@ private:
   std::vector<Document> documents_;
   std::map<std::string, ClusterSpec> clusters_, shipped_clusters_;
   std::map<std::string, ModelSpec> models_, shipped_models_;
-  std::map<std::string, DeploymentSpec> deployments_;
+  std::map<std::string, DeploymentSpec> deployments_, shipped_deployments_;  // The latter for scenarios only.
+  std::map<std::string, ScenarioSpec> scenarios_;
   CardTypes card_types_;
   Findings findings_;
 };

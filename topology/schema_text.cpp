@@ -4,6 +4,7 @@
 #include "topology/cluster_spec.hpp"
 #include "topology/deployment_spec.hpp"
 #include "topology/model_spec.hpp"
+#include "topology/scenario_spec.hpp"
 
 namespace orrery::topology {
 
@@ -11,7 +12,8 @@ std::vector<KindSchema> topology_kinds() {
   return {{"Cluster", cluster_json_schema(), cluster_pages()},
           {"CardProfile", card_profile_schema().json_schema(), card_profile_schema().pages()},
           {"Model", model_json_schema(), model_pages()},
-          {"Deployment", deployment_json_schema(), deployment_pages()}};
+          {"Deployment", deployment_json_schema(), deployment_pages()},
+          {"Scenario", scenario_json_schema(), scenario_pages()}};
 }
 
 OrderedJson json_schema_of(std::span<const KindSchema> kinds) {
