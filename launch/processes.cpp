@@ -293,17 +293,17 @@ Result<std::vector<std::string>> ssh_command(const std::string& user, const std:
                                   "-o", "ServerAliveCountMax=3", "-T", user.empty() ? host : user + "@" + host, remote};
 }
 
-std::string last_lines(const std::string& path, std::size_t count) {
-  constexpr std::streamoff most = 64 << 10;
+std::string last_lines(const std::string& path, std::size_t count, std::uint64_t begin) {
+  constexpr std::uint64_t most = 64 << 10;
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   if (!file) return {};
-  const auto size = static_cast<std::streamoff>(file.tellg());
-  file.seekg(std::max<std::streamoff>(0, size - most));
+  const auto size = static_cast<std::uint64_t>(std::max<std::streamoff>(0, file.tellg()));
+  file.seekg(static_cast<std::streamoff>(std::min(size, std::max(begin, size - std::min(size, most)))));
   std::string text((std::istreambuf_iterator<char>(file)), {});
   while (!text.empty() && text.back() == '\n') text.pop_back();
-  std::size_t begin = text.size();
-  for (std::size_t line = 0; line < count && begin != std::string::npos && begin > 0; ++line) begin = text.rfind('\n', begin - 1);
-  return begin == std::string::npos || begin == 0 ? text : text.substr(begin + (text[begin] == '\n' ? 1 : 0));
+  std::size_t at = text.size();
+  for (std::size_t line = 0; line < count && at != std::string::npos && at > 0; ++line) at = text.rfind('\n', at - 1);
+  return at == std::string::npos || at == 0 ? text : text.substr(at + (text[at] == '\n' ? 1 : 0));
 }
 
 }  // namespace orrery::launch

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -97,7 +98,8 @@ Result<std::vector<std::string>> ssh_command(const std::string& user, const std:
 /// One word for a POSIX shell, in single quotes.
 std::string shell_quoted(const std::string& word);
 
-/// The last lines of a log, for an error message; empty when it cannot be read. Reads at most 64 KiB.
-std::string last_lines(const std::string& path, std::size_t count);
+/// The last lines of a log, none from before the byte `begin`, for an error message; empty when it cannot be read. Reads at
+/// most 64 KiB.
+std::string last_lines(const std::string& path, std::size_t count, std::uint64_t begin = 0);
 
 }  // namespace orrery::launch
