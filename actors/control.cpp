@@ -26,7 +26,7 @@
 
 namespace orrery::actors {
 
-ControlConfig::ControlConfig(const ControlOptions& options) {
+ControlConfig::ControlConfig(const ControlOptions& options) : security(options.security) {
   load<caf::io::middleman>();
   add_message_types<caf::id_block::orrery>();
   // `stealing`, CAF's default, polls: 1 % of a core while idle. See actors/README.md.
@@ -36,6 +36,25 @@ ControlConfig::ControlConfig(const ControlOptions& options) {
   set("middleman.heartbeat-interval", caf::timespan{options.heartbeat});
   set("middleman.connection-timeout", caf::timespan{options.connection_timeout});
   set("middleman.workers", std::size_t{1});
+}
+
+Result<int> ControlConfig::protected_socket(int socket, bool server, std::shared_ptr<TlsOutcome> outcome) const {
+  const bool local = is_local_connection(socket);
+  // Both ends see the same two addresses, so they decide alike.
+  const auto needed = security.protects(local ? "localhost" : "*");
+  if (needed.ok() && !needed.value()) return socket;
+  const std::lock_guard lock(mutex_);
+  if (needed.ok() && !relay_) {
+    auto relay = TlsRelay::create(security.keys);
+    if (!relay.ok()) {
+      ::close(socket);
+      return relay.error();
+    }
+    relay_ = std::move(relay).value();
+  }
+  if (needed.ok()) return relay_->wrap(socket, server, std::move(outcome));
+  ::close(socket);
+  return needed.error();
 }
 
 Control::Control(const ControlOptions& options) : state_(std::make_unique<State>(options)) {}
@@ -95,13 +114,21 @@ caf::io::scribe_ptr make_scribe(caf::io::network::default_multiplexer& sockets, 
   return caf::make_counted<Scribe>(sockets, with_fresh_number(socket));
 }
 
+const ControlConfig& config_of(caf::actor_system& system) {
+  const auto* config = dynamic_cast<const ControlConfig*>(&system.config());
+  ORRERY_CHECK(config != nullptr);
+  return *config;
+}
+
 class Doorman : public caf::io::network::doorman_impl {
 public:
   using doorman_impl::doorman_impl;
   bool new_connection() override {
     if (detached()) return false;
     auto& sockets = acceptor_.backend();
-    auto scribe = make_scribe(sockets, acceptor_.accepted_socket());
+    const auto socket = config_of(parent()->system()).protected_socket(acceptor_.accepted_socket(), true);
+    if (!socket.ok()) return true;  // Not this one; others may come.
+    auto scribe = make_scribe(sockets, socket.value());
     const auto handle = scribe->hdl();
     parent()->add_scribe(std::move(scribe));
     return doorman::new_connection(&sockets, handle);
@@ -166,8 +193,9 @@ void end_actor(caf::actor_system& system, caf::actor actor) {
 
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port) {
   const auto place = host + ":" + std::to_string(port);
+  if (const auto protects = config_of(system).security.protects(host); !protects.ok()) return protects.error();
   // What middleman().publish does, with our doorman.
-  const auto listener = caf::io::network::new_tcp_acceptor_impl(port, host.c_str(), false);
+  const auto listener = caf::io::network::new_tcp_acceptor_impl(port, host.c_str(), true);
   if (!listener)
     return Error{ErrorCode::port_in_use, "listening on " + place + " is not possible", "is another program using the port? Port 0 takes a free one"};
   auto doorman = caf::make_counted<Doorman>(sockets_of(system), *listener);
@@ -187,7 +215,9 @@ Result<caf::actor> connect(caf::actor_system& system, const std::string& host, s
   SteadyClock clock;
   const auto until = clock.now() + timeout;
   for (;;) {
-    ORRERY_TRY(socket, connected_socket(host, port, timeout));
+    ORRERY_TRY(network, connected_socket(host, port, timeout));
+    const auto outcome = std::make_shared<TlsOutcome>();
+    ORRERY_TRY(socket, config_of(system).protected_socket(network, false, outcome));
     std::optional<Result<caf::actor>> answer;
     caf::scoped_actor self{system};
     self->request(broker, timeout, caf::connect_atom::value, make_scribe(sockets_of(system), socket), port)
@@ -199,6 +229,11 @@ Result<caf::actor> connect(caf::actor_system& system, const std::string& host, s
                 answer.emplace(Error{ErrorCode::unreachable, "no actor is offered at " + place, hint});
             },
             [&](const caf::error& error) {
+              if (const auto refusal = outcome->failure()) {
+                answer.emplace(Error{ErrorCode::unreachable, place + " cannot be trusted, or does not trust us: " + *refusal,
+                                     "do both sides have keys of the same `orrery keys make`, and the same file `allowed`?"});
+                return;
+              }
               // CAF's next heartbeat ends a connection that has not spoken yet, be it only slow: that is no answer.
               if (error != caf::sec::request_timeout && error != caf::sec::connection_timeout)
                 answer.emplace(Error{ErrorCode::unreachable, place + " does not speak Orrery's control protocol", hint});

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/clock.hpp"
+#include "base/keys.hpp"
 #include "base/result.hpp"
 
 namespace orrery::actors {
@@ -18,6 +19,9 @@ struct ControlOptions {
   Duration heartbeat = std::chrono::milliseconds(250);
   /// Silence after which a connection counts as lost. At least four heartbeats.
   Duration connection_timeout = std::chrono::milliseconds(5000);
+  /// Connections that leave this machine are TLS with both sides' keys checked (tls_relay.hpp); without keys they are
+  /// refused, unless `insecure`.
+  Security security = {};
 };
 
 /// Threads: any. The destructor waits until all actors have ended.

@@ -7,11 +7,21 @@
 
 #include "actors/control.hpp"
 #include "actors/messages.hpp"
+#include "actors/tls_relay.hpp"
 
 namespace orrery::actors {
 
 struct ControlConfig : caf::actor_system_config {
   explicit ControlConfig(const ControlOptions& options);
+  /// A connection as CAF may have it: the socket itself where nothing needs protection, else the clear end of a relay.
+  /// The socket is closed on failure.
+  Result<int> protected_socket(int socket, bool server, std::shared_ptr<TlsOutcome> outcome = nullptr) const;
+
+  const Security security;
+
+private:
+  mutable std::mutex mutex_;
+  mutable std::unique_ptr<TlsRelay> relay_;  // Made when first needed; outlives the system.
 };
 
 struct Control::State {
@@ -20,7 +30,7 @@ struct Control::State {
   caf::actor_system system;
 };
 
-/// Publishes an actor. Fails with port_in_use.
+/// Publishes an actor. Fails with port_in_use, or invalid_config where keys are needed and missing.
 Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor, const std::string& host, std::uint16_t port);
 
 /// Connects to a published actor. Fails with unreachable, or timed_out when nobody speaks; each of the two parts takes
