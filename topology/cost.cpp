@@ -25,16 +25,18 @@ public:
         card_in_(views.size()),
         card_out_(views.size()),
         node_in_(cluster.nodes.size()),
-        node_out_(cluster.nodes.size()) {}
+        node_out_(cluster.nodes.size()),
+        node_within_(cluster.nodes.size()) {}
 
   void add(std::uint32_t from, std::uint32_t to, double bytes) {
     const auto a = views_[from].node, b = views_[to].node;
-    auto& pair = pairs_[{a == b ? from : a, a == b ? to : b, a == b}];
-    pair += bytes;
+    // Only meshes ask for pairs, and keeping them is most of the work.
+    if ((a == b ? cluster_.within_node : cluster_.between_nodes).shape == LinkShape::mesh)
+      pairs_[{a == b ? from : a, a == b ? to : b, a == b}] += bytes;
     if (a == b) {
       card_out_[from] += bytes;
       card_in_[to] += bytes;
-      within_total_[a] += bytes;
+      node_within_[a] += bytes;
     } else {
       node_out_[a] += bytes;
       node_in_[b] += bytes;
@@ -51,10 +53,12 @@ public:
     for (std::size_t i = 0; i < card_in_.size(); ++i) within = std::max({within, card_in_[i], card_out_[i]});
     for (std::size_t i = 0; i < node_in_.size(); ++i) between = std::max({between, node_in_[i], node_out_[i]});
     double shared = 0;
-    for (const auto& [node, bytes] : within_total_) shared = std::max(shared, bytes);
     std::size_t cards_most = 1;
-    for (const auto& [node, bytes] : within_total_)
+    for (std::size_t node = 0; node < node_within_.size(); ++node) {
+      if (node_within_[node] == 0) continue;
+      shared = std::max(shared, node_within_[node]);
       cards_most = std::max(cards_most, cluster_.nodes[node].cards.size());
+    }
     return std::max(of_shape(cluster_.within_node, within, within_pair, shared, cards_most),
                     of_shape(cluster_.between_nodes, between, between_pair, between_total_, cluster_.nodes.size()));
   }
@@ -74,11 +78,26 @@ private:
 
   const ClusterSpec& cluster_;
   const std::vector<CardView>& views_;
-  std::vector<double> card_in_, card_out_, node_in_, node_out_;
+  std::vector<double> card_in_, card_out_, node_in_, node_out_, node_within_;
   std::map<std::tuple<std::uint32_t, std::uint32_t, bool>, double> pairs_;
-  std::map<std::uint32_t, double> within_total_;
   double between_total_ = 0;
 };
+
+/// How many complete subtrees of `range` the slices [begin, end) are: `pieces_of` without making them.
+std::size_t piece_count(SliceRange range, std::uint32_t begin, std::uint32_t end) {
+  if (end <= range.begin || range.end <= begin) return 0;
+  if (begin <= range.begin && range.end <= end) return 1;
+  const auto split = split_of(range);
+  return piece_count({range.begin, split}, begin, end) + piece_count({split, range.end}, begin, end);
+}
+
+std::size_t piece_count(const std::vector<std::uint32_t>& owned_slices, std::uint32_t slices) {
+  if (owned_slices.empty()) return 0;
+  const auto begin = owned_slices.front(), end = owned_slices.back() + 1;
+  // Plans that people write need not be contiguous.
+  return end - begin == owned_slices.size() ? piece_count({0, slices}, begin, end)
+                                            : pieces_of(owned_slices, slices).size();
+}
 
 /// One collective of a stage: what each rank of a group sends to each other rank.
 enum class Collective : std::uint8_t { reduce_scatter, all_gather, all_to_all };
@@ -92,7 +111,7 @@ void flows_of(const StageDemand& stage, const PlannedGroup& group, Collective co
   for (std::size_t from = 0; from < shares.size(); ++from) {
     double pieces = 1;
     if (collective == Collective::reduce_scatter)
-      pieces = static_cast<double>(pieces_of(group.ranks[from].slices, stage.slices).size());
+      pieces = static_cast<double>(piece_count(group.ranks[from].slices, stage.slices));
     for (std::size_t to = 0; to < shares.size(); ++to) {
       if (from == to) continue;
       double bytes = 0;

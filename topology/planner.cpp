@@ -417,10 +417,11 @@ private:
       const auto needed = [&](std::uint32_t count) {
         return rank_bill(demand_, stage, split, count, cards.size(), two).total();
       };
-      std::uint32_t low = 0, high = slices;
+      std::uint32_t low = needed(slices) <= free[card] ? slices : 0, high = slices;
       while (low < high) {
         const auto middle = low + (high - low + 1) / 2;
-        (needed(middle) <= free[card] ? low : high) = needed(middle) <= free[card] ? middle : middle - 1;
+        const bool fit = needed(middle) <= free[card];
+        (fit ? low : high) = fit ? middle : middle - 1;
       }
       if (low == 0) {
         note(shortfall, {stage.kind, card, needed(1), free[card]});
@@ -443,9 +444,11 @@ private:
       return std::nullopt;
     }
     PlannedGroup group;
+    group.ranks.reserve(cards.size());
     std::uint32_t next = 0;
     for (std::size_t i = 0; i < cards.size(); ++i) {
       PlannedRank rank{cards[i], {}};
+      rank.slices.reserve(shares[i]);
       for (std::uint32_t s = 0; s < shares[i]; ++s) rank.slices.push_back(next++);
       group.ranks.push_back(std::move(rank));
     }
@@ -518,7 +521,25 @@ private:
     const auto& stage = demand_.stages[index];
     std::optional<Candidate> best;
     std::uint64_t best_left = 0;
-    for (const auto& choice : choices_of(index, free, false, shortfall)) {
+    const auto choices = choices_of(index, free, false, shortfall);
+    // Most choices cannot win even with perfect sharing and free exchange. What is known to be possible comes from
+    // the one that would be fastest then; choices are still looked at in their order, which decides among equals.
+    std::vector<double> least;
+    for (const auto& choice : choices) {
+      double rate = 0;
+      for (const auto card : choice[0]) rate += 1 / std::max(stage_seconds_on(stage, views_[card]), 1e-300);
+      least.push_back(std::max(1U, stage.branches) / rate * (1 - 1e-9));
+    }
+    double possible = std::numeric_limits<double>::infinity();
+    if (!choices.empty()) {
+      Shortfall ignored;
+      const auto first = static_cast<std::size_t>(std::min_element(least.begin(), least.end()) - least.begin());
+      if (const auto candidate = candidate_on(stage, choices[first], Split::tensor, free, ignored))
+        possible = candidate->seconds;
+    }
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+      const auto& choice = choices[i];
+      if (least[i] > std::min(possible, best ? best->seconds : possible)) continue;
       auto candidate = candidate_on(stage, choice, Split::tensor, free, shortfall);
       if (!candidate) continue;
       std::uint64_t left = std::numeric_limits<std::uint64_t>::max();
@@ -728,14 +749,18 @@ std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const doubl
   if (room < slices) return {};
   std::vector<std::uint32_t> shares(ranks, 1);
   // Equal up to rounding is equal, and then the earlier rank takes it: 3 * (1/3) must not decide a placement.
-  constexpr double less = 1 - 1e-9;
+  constexpr double less = 1 - 1e-9, never = std::numeric_limits<double>::infinity();
+  std::vector<double> with_another(ranks);  // Seconds of a rank with one slice more.
+  const auto look_ahead = [&](std::size_t i) {
+    with_another[i] = shares[i] < most[i] ? (shares[i] + 1) * seconds_per_slice[i] : never;
+  };
+  for (std::size_t i = 0; i < ranks; ++i) look_ahead(i);
   for (auto left = slices - static_cast<std::uint32_t>(ranks); left > 0; --left) {
-    std::size_t next = ranks;
-    for (std::size_t i = 0; i < ranks; ++i)
-      if (shares[i] < most[i] && (next == ranks || (shares[i] + 1) * seconds_per_slice[i] <
-                                                       less * (shares[next] + 1) * seconds_per_slice[next]))
-        next = i;
+    std::size_t next = 0;
+    for (std::size_t i = 1; i < ranks; ++i)
+      if (with_another[i] < less * with_another[next]) next = i;
     ++shares[next];
+    look_ahead(next);
   }
   return shares;
 }
