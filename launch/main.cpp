@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   add_node(app, context);
   add_coordinator(app, context);
 
+  add_keys(app, context);
   add_version(app, context);
   set_examples(app, {
       "orrery check configs/clusters/two_nodes.yaml",

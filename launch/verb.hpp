@@ -76,6 +76,7 @@ void add_plan(CLI::App& app, VerbContext& context);
 void add_schema(CLI::App& app, VerbContext& context);
 void add_infer(CLI::App& app, VerbContext& context);
 void add_synth(CLI::App& app, VerbContext& context);
+void add_keys(CLI::App& app, VerbContext& context);
 void add_version(CLI::App& app, VerbContext& context);
 // The verbs that work on a running cluster.
 void add_up(CLI::App& app, VerbContext& context);

@@ -48,6 +48,7 @@ struct ClusterFile {
   LaunchSpec launch;
   ControlSpec control;
   DataSpec data;
+  SecuritySpec security;
 };
 
 std::string positive(const double& value) { return value > 0 ? "" : "should be more than 0"; }
@@ -122,6 +123,16 @@ const Schema<ClusterFile>& cluster_schema() {
                                         {"ipc", DataTransport::ipc},
                                         {"tcp", DataTransport::tcp}}),
                  "`auto`: inproc inside a process, ipc on one host, tcp between hosts.");
+  static const Schema<SecuritySpec> security =
+      Schema<SecuritySpec>("security", "Who is let in, and what is encrypted.")
+          .field("keys", &SecuritySpec::keys, text(),
+                 "Folder with the key files of `orrery keys make`, the same path on every host. With it, connections that "
+                 "leave a machine are encrypted and let in only allowed keys.",
+                 {.example = "/etc/orrery/keys", .standard = "none"})
+          .field("insecure", &SecuritySpec::insecure, boolean(),
+                 "Work without keys where others can reach the ports: for networks whose every host is trusted.")
+          .field("tls", &SecuritySpec::tls, choice<TlsUse>({{"auto", TlsUse::automatic}, {"always", TlsUse::always}}),
+                 "`auto`: what stays on one machine is not encrypted; `always`: everything is.");
   static const Schema<ClusterFile> schema =
       Schema<ClusterFile>("Cluster", "Hosts, their cards and what connects them. The keys of `spec`:")
           .field("card_types", &ClusterFile::card_types, map_of(object(card_profile_schema()), "name"),
@@ -140,7 +151,9 @@ const Schema<ClusterFile>& cluster_schema() {
                  {.standard = "on this machine"})
           .field("control", &ClusterFile::control, object(control), "The coordinator.",
                  {.standard = "127.0.0.1, any port"})
-          .field("data", &ClusterFile::data, object(data), "Between cards.", {.standard = "auto"});
+          .field("data", &ClusterFile::data, object(data), "Between cards.", {.standard = "auto"})
+          .field("security", &ClusterFile::security, object(security), "Keys and encryption.",
+                 {.standard = "no keys: only addresses of this machine are served"});
   return schema;
 }
 
@@ -167,6 +180,11 @@ public:
                "should not be inproc for a cluster of several nodes: they are separate processes", "write auto");
     if (into_.launch.via == LaunchVia::ssh && into_.data.transport == DataTransport::ipc && into_.nodes.size() > 1)
       complain("data.transport", "E112", "should not be ipc between hosts", "write auto or tcp");
+    const auto& security = into_.security;
+    if (security.insecure && !security.keys.empty())
+      complain("security.insecure", "E112", "should not be true where keys are given", "take one of the two out");
+    if (security.tls == TlsUse::always && security.keys.empty())
+      complain("security.tls", "E112", "should not be always without keys", "make keys with `orrery keys make`, and name the folder as keys");
   }
 
 private:
@@ -306,6 +324,7 @@ ClusterSpec read_cluster(const YamlNode& spec, const std::string& name, const Ca
   cluster.launch = file.launch;
   cluster.control = file.control;
   cluster.data = file.data;
+  cluster.security = file.security;
   Expander(spec, file, shipped, reader, cluster).run();
   return cluster;
 }

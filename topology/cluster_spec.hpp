@@ -72,6 +72,14 @@ struct DataSpec {
   DataTransport transport = DataTransport::automatic;
 };
 
+enum class TlsUse : std::uint8_t { automatic, always };
+
+struct SecuritySpec {
+  std::string keys;       // Folder of `orrery keys make`; empty: none.
+  bool insecure = false;  // Nothing is encrypted, and everybody who reaches a port is believed.
+  TlsUse tls = TlsUse::automatic;
+};
+
 struct ClusterSpec {
   std::string name;
   std::map<std::string, CardProfile> card_types;  // Those in use.
@@ -81,6 +89,7 @@ struct ClusterSpec {
   LaunchSpec launch;
   ControlSpec control;
   DataSpec data;
+  SecuritySpec security;
 
   std::size_t card_count() const;
   const CardProfile& type_of(const ClusterCard& card) const { return card_types.at(card.type); }
