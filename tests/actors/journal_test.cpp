@@ -621,7 +621,7 @@ TEST_CASE("journal: what returned OK survives crash after crash, full disks and 
     REQUIRE(work.broken() == "");
     REQUIRE(work.number_is_right());
   }
-  CHECK(crashes > 1200);
+  CHECK(crashes > 1500);
   CHECK(doubts > 500);
   CHECK(acts > 5000);
 }
