@@ -293,7 +293,9 @@ struct Journal::State {
     if (storage.file_size(path).value_or(0) == 0 && log_bytes.value_or(0) > 0)
       return damaged("it is empty, but its log is not");
     if (log_bytes.value_or(0) > 0) {
-      ORRERY_TRY(log, storage.read_file(path + "-wal"));
+      // After a failed sync the log may be in the page cache and not on the disk. Folded in like that, a power cut
+      // could leave a part of a transaction in the main file, and no log to mend it with.
+      ORRERY_TRY(log, write_again(storage, path + "-wal"));
       if (log_is_damaged(log)) return damaged("its log has lost what was acknowledged");
     }
     const int code = sqlite3_open_v2(path.c_str(), &database, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_FULLMUTEX,
@@ -323,7 +325,7 @@ struct Journal::State {
     // EXTRA: as FULL, and the deleted rollback journal of the first moment does not come back.
     ORRERY_TRY_DONE(run(doing, "PRAGMA synchronous = EXTRA"));
     ORRERY_TRY_DONE(run(doing, "PRAGMA journal_mode = WAL"));
-    // After a failed sync the log may be in the page cache and not on the disk; this writes what it holds again.
+    // The same for the main file: everything since its last good sync is in the log, and written again here.
     ORRERY_TRY_DONE(fold_log(SQLITE_CHECKPOINT_TRUNCATE));
     if (tables == 0) return make_schema(storage);
     return check_contents();

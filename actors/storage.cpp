@@ -106,8 +106,6 @@ std::optional<std::uint64_t> real_file_size(const std::string& path) {
   return static_cast<std::uint64_t>(status.st_size);
 }
 
-Result<std::string> read_real_file(const std::string& path) { return read_text_file(path, std::uint64_t{1} << 30); }
-
 std::uint64_t unpredictable() {
   std::random_device device;
   return (std::uint64_t{device()} << 32) | device();
@@ -120,7 +118,6 @@ public:
   Result<std::unique_ptr<FolderLock>> lock_folder(const std::string& folder) override { return lock_real_folder(folder); }
   Status make_file(const std::string& path) override { return make_real_file(path); }
   std::optional<std::uint64_t> file_size(const std::string& path) const override { return real_file_size(path); }
-  Result<std::string> read_file(const std::string& path) const override { return read_real_file(path); }
   std::uint64_t random() override { return unpredictable(); }
 
 private:
@@ -140,6 +137,37 @@ bool take(std::atomic<std::uint32_t>& count) {
 Storage& real_storage() {
   static RealStorage storage;
   return storage;
+}
+
+// Through the VFS, so that its faults count here too.
+Result<std::string> write_again(Storage& storage, const std::string& path) {
+  constexpr sqlite3_int64 piece_bytes = 1 << 16, bytes_max = 1 << 30;
+  auto* vfs = sqlite3_vfs_find(storage.vfs_name().c_str());
+  ORRERY_CHECK(vfs != nullptr);
+  std::vector<std::max_align_t> room(static_cast<std::size_t>(vfs->szOsFile) / sizeof(std::max_align_t) + 1);
+  auto* file = reinterpret_cast<sqlite3_file*>(room.data());
+  const auto failed = [&](const char* doing) { return Error{ErrorCode::io_failed, std::string("cannot ") + doing + " " + path}; };
+  if (vfs->xOpen(vfs, path.c_str(), file, SQLITE_OPEN_READWRITE | SQLITE_OPEN_WAL, nullptr) != SQLITE_OK) {
+    if (file->pMethods != nullptr) file->pMethods->xClose(file);
+    return failed("open");
+  }
+  std::string bytes;
+  const auto done = [&]() -> Status {
+    sqlite3_int64 size = 0;
+    if (file->pMethods->xFileSize(file, &size) != SQLITE_OK || size > bytes_max) return failed("read");
+    bytes.resize(static_cast<std::size_t>(size));
+    for (sqlite3_int64 at = 0; at < size; at += piece_bytes)
+      if (file->pMethods->xRead(file, bytes.data() + at, static_cast<int>(std::min(piece_bytes, size - at)), at) != SQLITE_OK)
+        return failed("read");
+    for (sqlite3_int64 at = 0; at < size; at += piece_bytes)
+      if (file->pMethods->xWrite(file, bytes.data() + at, static_cast<int>(std::min(piece_bytes, size - at)), at) != SQLITE_OK)
+        return failed("write");
+    if (file->pMethods->xSync(file, SQLITE_SYNC_FULL) != SQLITE_OK) return failed("sync");
+    return Done{};
+  }();
+  file->pMethods->xClose(file);
+  if (!done.ok()) return done.error();
+  return bytes;
 }
 
 // ---- Real files with faults -----------------------------------------------------------------------------------
@@ -273,7 +301,6 @@ const std::string& FaultyStorage::vfs_name() const { return shim_->name; }
 Result<std::unique_ptr<FolderLock>> FaultyStorage::lock_folder(const std::string& folder) { return lock_real_folder(folder); }
 Status FaultyStorage::make_file(const std::string& path) { return make_real_file(path); }
 std::optional<std::uint64_t> FaultyStorage::file_size(const std::string& path) const { return real_file_size(path); }
-Result<std::string> FaultyStorage::read_file(const std::string& path) const { return read_real_file(path); }
 std::uint64_t FaultyStorage::random() { return unpredictable(); }
 
 // ---- The disk in memory ---------------------------------------------------------------------------------------
@@ -662,12 +689,6 @@ std::optional<std::uint64_t> SimulatedDisk::file_size(const std::string& path) c
   const auto found = state_->names.find(path);
   if (found == state_->names.end()) return std::nullopt;
   return found->second->current.size();
-}
-
-Result<std::string> SimulatedDisk::read_file(const std::string& path) const {
-  const auto found = state_->names.find(path);
-  if (state_->halted || found == state_->names.end()) return Error{ErrorCode::io_failed, "cannot read " + path};
-  return found->second->current;
 }
 
 std::uint64_t SimulatedDisk::random() { return state_->random.next(); }

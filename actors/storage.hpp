@@ -43,13 +43,16 @@ public:
   virtual Status make_file(const std::string& path) = 0;
   /// Bytes; nothing when there is no such file.
   virtual std::optional<std::uint64_t> file_size(const std::string& path) const = 0;
-  virtual Result<std::string> read_file(const std::string& path) const = 0;
   /// For identities: unpredictable on real disks, from the seed in simulation.
   virtual std::uint64_t random() = 0;
 };
 
 /// SQLite's default VFS. Threads: any.
 Storage& real_storage();
+
+/// Reads a file, writes the same bytes in place and syncs: what a failed sync left readable, but not on the disk, is
+/// there afterwards. Gives the bytes. Fails with io_failed.
+Result<std::string> write_again(Storage& storage, const std::string& path);
 
 /// Faults on demand. Threads: any; each switch works from the next call of SQLite on.
 struct DiskFaults {
@@ -78,7 +81,6 @@ public:
   Result<std::unique_ptr<FolderLock>> lock_folder(const std::string& folder) override;
   Status make_file(const std::string& path) override;
   std::optional<std::uint64_t> file_size(const std::string& path) const override;
-  Result<std::string> read_file(const std::string& path) const override;
   std::uint64_t random() override;
 
 private:
@@ -127,7 +129,6 @@ public:
   Result<std::unique_ptr<FolderLock>> lock_folder(const std::string& folder) override;
   Status make_file(const std::string& path) override;
   std::optional<std::uint64_t> file_size(const std::string& path) const override;
-  Result<std::string> read_file(const std::string& path) const override;
   std::uint64_t random() override;
 
   struct State;  // In storage.cpp.

@@ -582,6 +582,7 @@ TEST_CASE("journal: what returned OK survives crash after crash, full disks and 
       if (!journal) {
         disk.halt_after(random.below(4) == 0 ? random.below(30) : 1'000'000);
         journal = work.open(disk);
+        REQUIRE((journal || disk.halted()));
       }
       REQUIRE(work.broken() == "");
       disk.halt_after(random.below(160));
