@@ -1,5 +1,6 @@
 // Strangers at every door of a running cluster, while it makes a video: random bytes, half greetings, well-formed
-// ZeroMQ messages with random contents. The video's bytes stay the same.
+// ZeroMQ messages with random contents, frames of an old version or under a node's name, a key that nobody knows. The
+// video's bytes stay the same. (Recorded and replayed frames: tests/conformance/strangers_test.cpp.)
 
 #include <catch2/catch.hpp>
 
@@ -90,7 +91,14 @@ private:
     }
     pollfd writable{connection, POLLOUT, 0};
     ::poll(&writable, 1, 100);
-    const auto text = speech();
+    auto text = speech();
+    if (text.starts_with(greeting()) && text.size() > greeting().size()) {
+      // ZeroMQ listens to the rest once it has answered the greeting.
+      [[maybe_unused]] const auto greeted = ::send(connection, text.data(), greeting().size(), MSG_NOSIGNAL);
+      pollfd answer{connection, POLLIN, 0};
+      ::poll(&answer, 1, 100);
+      text.erase(0, greeting().size());
+    }
     [[maybe_unused]] const auto sent = ::send(connection, text.data(), text.size(), MSG_NOSIGNAL);
     ++visits_;
     if (visits_ % 2 == 0 && open_.size() < 100)
@@ -105,12 +113,23 @@ private:
     return text;
   }
 
+  static const std::string& greeting() {
+    static const std::string text = std::string("\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL", 16) + std::string(48, '\0');
+    return text;
+  }
+
+  /// What a DEALER says after the greeting: READY, with the property Socket-Type and perhaps Identity.
+  static std::string ready(const std::string& identity) {
+    std::string body = "\5READY\x0bSocket-Type" + std::string("\0\0\0\6", 4) + "DEALER";
+    if (!identity.empty()) body += "\x08Identity" + std::string("\0\0\0", 3) + static_cast<char>(identity.size()) + identity;
+    return std::string("\4", 1) + static_cast<char>(body.size()) + body;
+  }
+
   std::string speech() {
-    static const std::string greeting = std::string("\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL", 16) + std::string(48, '\0');
-    switch (visits_ % 7) {
+    switch (visits_ % 10) {
       case 0: return bytes(1 + random_() % 4096);
-      case 1: return greeting.substr(0, random_() % greeting.size());
-      case 2: return greeting + bytes(1 + random_() % 512);
+      case 1: return greeting().substr(0, random_() % greeting().size());
+      case 2: return greeting() + bytes(1 + random_() % 512);
       case 3: return "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
       case 4: return std::string(64, '\0') + bytes(64);
       case 5: {
@@ -121,13 +140,23 @@ private:
         header[31] = 1;
         return header;
       }
+      case 6: {
+        // A key of somebody's own, where there are no keys: CURVE's greeting and HELLO.
+        auto text = greeting();
+        text.replace(12, 5, "CURVE");
+        return text + std::string("\4\xc8\5HELLO\1\0", 10) + bytes(192);
+      }
+      case 7:
+      case 8: {
+        // Under the name of node 1, a frame's header: of protocol version 0, or of this one and else random.
+        auto text = greeting() + ready(std::string("P\0\0\0\1", 5) + bytes(8));
+        std::string header = "ORRY" + std::string(1, visits_ % 10 == 7 ? '\0' : '\1') + std::string(11, '\0') + bytes(200);
+        text += '\1';
+        text += static_cast<char>(header.size());
+        return text + header + std::string("\0\4data", 6);
+      }
       default: {
-        auto text = greeting;
-        text += std::string("\4", 1);
-        // READY, then the property Socket-Type with its value's length in four bytes.
-        const std::string body = "\5READY\x0bSocket-Type" + std::string("\0\0\0\6", 4) + "DEALER";
-        text += static_cast<char>(body.size());
-        text += body;
+        auto text = greeting() + ready("");
         // Messages of one to four parts.
         for (int message = 0; message < 5; ++message) {
           const auto parts = 1 + random_() % 4;
