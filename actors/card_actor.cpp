@@ -2,8 +2,8 @@
 
 namespace orrery::actors {
 
-caf::behavior card_actor(caf::stateful_actor<CardActorState>* self, CardRuntime* runtime) {
-  // Hands an order to the runtime; its answer comes back as WorkDone, from the worker thread.
+caf::behavior card_actor(caf::stateful_actor<CardActorState>* self, CardBackend* card) {
+  // Hands an order to the card; its answer comes back as WorkDone, from whichever thread.
   const auto start = [self](auto call) {
     auto promise = self->make_response_promise();
     const auto ticket = self->state.next_ticket++;
@@ -13,10 +13,10 @@ caf::behavior card_actor(caf::stateful_actor<CardActorState>* self, CardRuntime*
     return promise;
   };
   return {
-      [=](const OpenLane& order) { return start([&](auto reply) { runtime->open_lane(order, reply); }); },
-      [=](const RunProgram& order) { return start([&](auto reply) { runtime->run(order, reply); }); },
-      [=](const CloseLane& order) { return start([&](auto reply) { runtime->close_lane(order, reply); }); },
-      [=](const DropRequest& drop) { runtime->cancel(drop.request); },
+      [=](const OpenLane& order) { return start([&](auto reply) { card->open_lane(order, reply); }); },
+      [=](const RunProgram& order) { return start([&](auto reply) { card->run(order, reply); }); },
+      [=](const CloseLane& order) { return start([&](auto reply) { card->close_lane(order, reply); }); },
+      [=](const DropRequest& drop) { card->cancel(drop.request); },
       [=](const WorkDone& done) {
         const auto found = self->state.waiting.find(done.ticket);
         if (found == self->state.waiting.end()) return;

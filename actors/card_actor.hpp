@@ -1,14 +1,14 @@
-// The card actor: messages in, work for the card's threads out, answers back. Thin glue over CardRuntime.
+// The card actor: messages in, orders to the card out, answers back. Thin glue over a CardBackend.
 
 #pragma once
 
-#include "actors/card_runtime.hpp"
+#include "actors/node_backend.hpp"
 #include "actors/control_state.hpp"
 
 namespace orrery::actors {
 
-/// `runtime` outlives the actor.
-caf::behavior card_actor(caf::stateful_actor<struct CardActorState>* self, CardRuntime* runtime);
+/// `card` outlives the actor.
+caf::behavior card_actor(caf::stateful_actor<struct CardActorState>* self, CardBackend* card);
 
 struct CardActorState {
   static inline const char* name = "card";

@@ -12,7 +12,8 @@ using topology::StageKind;
 
 CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card, std::vector<StageSeat> seats,
                          std::shared_ptr<const compiler::ModelFolder> model, compiler::Compute compute,
-                         protocol::Exchange& exchange, const Clock& clock, Duration deadline, AddClient add_client)
+                         protocol::Exchange& exchange, const Clock& clock, Duration deadline, AddClient add_client,
+                         FaultProbe probe)
     : number_(number),
       card_(std::move(card)),
       seats_(std::move(seats)),
@@ -21,20 +22,43 @@ CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card
       exchange_(exchange),
       clock_(clock),
       deadline_(deadline),
-      add_client_(std::move(add_client)) {}
+      add_client_(std::move(add_client)),
+      probe_(probe) {}
 
-CardRuntime::~CardRuntime() { stop(); }
+CardRuntime::~CardRuntime() {
+  cancel_all();
+  stop(Duration::max());
+}
 
-void CardRuntime::stop() {
+void CardRuntime::cancel_all() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [key, runner] : lanes_) {
+    runner->cancel();
+    exchange_.forget(key.first);
+  }
+}
+
+Duration CardRuntime::patience() const {
+  const std::lock_guard lock(mutex_);
+  Duration longest{};
+  for (const auto& [key, runner] : lanes_) longest = std::max(longest, runner->longest_run());
+  return 2 * longest;
+}
+
+bool CardRuntime::stop(Duration limit) {
+  cancel_all();
   std::map<std::uint8_t, std::unique_ptr<LaneWorker>> workers;
   {
     const std::lock_guard lock(mutex_);
-    for (const auto& [key, runner] : lanes_) {
-      runner->cancel();
-      exchange_.forget(key.first);
-    }
     workers.swap(workers_);
   }
+  for (auto& [stage, each] : workers) each->ask_to_end();
+  const auto until = clock_.now() + std::min<Duration>(limit, std::chrono::hours(24));
+  for (auto& [stage, each] : workers)
+    if (!each->ended(until - clock_.now())) {
+      for (auto& [other, stuck] : workers) static_cast<void>(stuck.release());  // Cannot be joined; the process has to end.
+      return false;
+    }
   workers.clear();  // Joins.
   for (auto& [key, runner] : lanes_) {
     const auto id = runner->lane();
@@ -42,6 +66,7 @@ void CardRuntime::stop() {
     card_->close_lane(id);
   }
   lanes_.clear();
+  return true;
 }
 
 LaneWorker& CardRuntime::worker(std::uint8_t stage) {
@@ -70,7 +95,7 @@ void CardRuntime::open_lane(const OpenLane& order, Reply reply) {
 void CardRuntime::run(const RunProgram& order, Reply reply) {
   worker(order.stage).post([this, order, reply = std::move(reply)] {
     CardDone done;
-    if (auto times = run_now(order); times.ok()) {
+    if (auto times = run_now(order, done.suspects); times.ok()) {
       done.compute_seconds = seconds_of(times.value().compute);
       done.exchange_seconds = seconds_of(times.value().exchange);
     } else {
@@ -154,14 +179,20 @@ Status CardRuntime::open_now(const OpenLane& order) {
   }
   ORRERY_TRY(programs, compile(order, *seat, taken.layout));
   ORRERY_TRY(id, card_->open_lane(programs));
-  auto runner = std::make_shared<ProgramRunner>(*card_, exchange_, clock_, taken, order.request, id, programs, deadline_);
+  auto runner = std::make_shared<ProgramRunner>(*card_, exchange_, clock_, taken, order.request, id, programs, deadline_,
+                                                probe_);
   const std::lock_guard lock(mutex_);
   ORRERY_CHECK(lanes_.emplace(LaneKey{order.request, order.stage}, std::move(runner)).second);
   return Done{};
 }
 
-Result<RunTimes> CardRuntime::run_now(const RunProgram& order) {
+Result<RunTimes> CardRuntime::run_now(const RunProgram& order, std::vector<std::uint32_t>& suspects) {
   ORRERY_TRY(runner, lane(order.request, order.stage));
+  const struct Note {
+    ProgramRunner& runner;
+    std::vector<std::uint32_t>& suspects;
+    ~Note() { suspects = runner.suspects(); }
+  } note{*runner, suspects};
   const auto& programs = runner->programs();
   const auto slot_of = [&](const std::map<std::string, cards::SlotId>& names, const std::string& name) -> Result<cards::SlotId> {
     const auto found = names.find(name);
@@ -183,7 +214,7 @@ Result<RunTimes> CardRuntime::run_now(const RunProgram& order) {
         fill_normal(input.seed, RandomStream::noise, 0, {reinterpret_cast<float*>(memory.data()), memory.size() / sizeof(float)});
         break;
       case InputFrom::message:
-        ORRERY_TRY_DONE(runner->receive_into(slot, input.edge, 0, input.source));
+        ORRERY_TRY_DONE(runner->receive_into(slot, input.edge, input.step, input.source));
         break;
     }
   }
@@ -198,7 +229,7 @@ Result<RunTimes> CardRuntime::run_now(const RunProgram& order) {
   const auto ended = clock_.now();
   for (const auto& output : order.outputs) {
     ORRERY_TRY(slot, slot_of(programs.outputs, output.slot));
-    for (const auto target : output.targets) ORRERY_TRY_DONE(runner->send_from(slot, output.edge, output.step, target));
+    ORRERY_TRY_DONE(runner->send_from(slot, output.edge, output.step, output.targets));
   }
   total.exchange += clock_.now() - ended;
   return total;

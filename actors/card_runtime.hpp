@@ -13,6 +13,7 @@
 
 #include "actors/lane_worker.hpp"
 #include "actors/messages.hpp"
+#include "actors/node_backend.hpp"
 #include "actors/program_runner.hpp"
 #include "compiler/compile.hpp"
 #include "topology/plan.hpp"
@@ -27,28 +28,33 @@ struct StageSeat {
 };
 
 /// Threads: any. Answers come on the stage's worker thread.
-class CardRuntime {
+class CardRuntime final : public CardBackend {
 public:
-  using Reply = std::function<void(CardDone)>;
   /// Makes a request's client reachable for this process.
   using AddClient = std::function<Status(std::uint64_t request, std::uint32_t endpoint, const std::string& address)>;
 
   CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card, std::vector<StageSeat> seats,
               std::shared_ptr<const compiler::ModelFolder> model, compiler::Compute compute, protocol::Exchange& exchange,
-              const Clock& clock, Duration deadline, AddClient add_client);
-  ~CardRuntime();
+              const Clock& clock, Duration deadline, AddClient add_client, FaultProbe probe = {});
+  ~CardRuntime() override;
 
   std::uint32_t number() const { return number_; }
   cards::Card& card() { return *card_; }
   const std::vector<StageSeat>& seats() const { return seats_; }
 
-  void open_lane(const OpenLane& order, Reply reply);
-  void run(const RunProgram& order, Reply reply);
-  void close_lane(const CloseLane& order, Reply reply);
-  /// Ends all lanes and threads; nothing may be ordered afterwards. Card memory stays until the destructor.
-  void stop();
-  /// The request's programs end with `cancelled` as soon as they notice: within one command.
-  void cancel(std::uint64_t request);
+  void open_lane(const OpenLane& order, Reply reply) override;
+  void run(const RunProgram& order, Reply reply) override;
+  void close_lane(const CloseLane& order, Reply reply) override;
+  void cancel(std::uint64_t request) override;
+  /// Tells all lanes to end; does not wait.
+  void cancel_all();
+  /// How long a command at hand may take: twice the longest run of any lane.
+  Duration patience() const;
+  /// Waits until all threads have ended, at most `limit`; false: the card hangs in a command. Then closes the lanes;
+  /// nothing may be ordered afterwards. Card memory stays.
+  bool stop(Duration limit);
+  /// The card, for the next plan. After `stop`.
+  std::unique_ptr<cards::Card> take_card() { return std::move(card_); }
 
 private:
   using LaneKey = std::pair<std::uint64_t, std::uint8_t>;  // Request, stage.
@@ -56,12 +62,12 @@ private:
   Result<std::shared_ptr<const cards::ProgramSet>> compile(const OpenLane& order, const StageSeat& seat,
                                                             const compiler::Layout& layout) const;
   Status open_now(const OpenLane& order);
-  Result<RunTimes> run_now(const RunProgram& order);
+  Result<RunTimes> run_now(const RunProgram& order, std::vector<std::uint32_t>& suspects);
   Result<std::shared_ptr<ProgramRunner>> lane(std::uint64_t request, std::uint8_t stage);
   LaneWorker& worker(std::uint8_t stage);
 
   const std::uint32_t number_;
-  const std::unique_ptr<cards::Card> card_;
+  std::unique_ptr<cards::Card> card_;
   const std::vector<StageSeat> seats_;
   const std::shared_ptr<const compiler::ModelFolder> model_;
   const compiler::Compute compute_;
@@ -69,8 +75,9 @@ private:
   const Clock& clock_;
   const Duration deadline_;
   const AddClient add_client_;
+  const FaultProbe probe_;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<LaneKey, std::shared_ptr<ProgramRunner>> lanes_;          // Guarded by mutex_.
   std::map<std::uint8_t, std::unique_ptr<LaneWorker>> workers_;      // Guarded by mutex_. Last: joined first.
 };

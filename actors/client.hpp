@@ -1,6 +1,8 @@
 // A client of a cluster: submits a request, hears how far it is, receives the frames.
 //
-// Events come over the control plane, frames over the data plane, straight from the decoder's card.
+// Events come over the control plane, frames over the data plane, straight from the decoder's card. When the coordinator
+// goes away the client looks for it and submits the same request again, which attaches it to the work under way. Frames
+// that are made once more after a failure are recognised by their place and dropped.
 
 #pragma once
 
@@ -13,12 +15,11 @@
 
 #include "actors/control.hpp"
 #include "actors/request_spec.hpp"
+#include "base/clock.hpp"
 #include "base/result.hpp"
 #include "base/tensor.hpp"
 
 namespace orrery::actors {
-
-class Coordinator;
 
 /// What the cluster is and how it works, for provenance.
 struct ClusterFacts {
@@ -29,11 +30,15 @@ struct ClusterFacts {
 };
 
 struct StageEvent {
-  enum class Kind : std::uint8_t { started, progress, done } kind = Kind::started;
+  enum class Kind : std::uint8_t { started, progress, done, notice } kind = Kind::started;
   std::string stage;
   std::uint64_t done = 0, total = 0;
   double seconds = 0;  // Of the last step, or of the whole stage.
+  std::string text;    // notice: "card n1:1 was lost; going on with 3 cards after step 7"
 };
+
+/// A new request id: 128 random bits as 32 hex digits.
+std::string new_request_id();
 
 /// Called on the thread that called `generate`.
 struct ClientHandlers {
@@ -51,20 +56,35 @@ class Client {
 public:
   /// Fails with unreachable.
   static Result<std::unique_ptr<Client>> connect(Control& control, const std::string& host, std::uint16_t port);
-  /// To a coordinator in this process.
-  static Result<std::unique_ptr<Client>> local(Control& control, Coordinator& coordinator);
   ~Client();
 
-  /// Runs one request to its end; returns the coordinator's account of it (JSON: seconds, stages). `noise`: initial
+  /// Runs one request to its end; returns the coordinator's account of it (JSON: seconds, stages). `id`: see
+  /// new_request_id; one that was submitted before, with the same spec, goes on or is delivered again. `noise`: initial
   /// noise f32[C,T,H,W] in place of the seed's. Fails with the request's own error, cancelled, or peer_lost when the
-  /// coordinator went away.
-  Result<std::string> generate(const RequestSpec& spec, const std::optional<TensorView>& noise, const ClientHandlers& handlers);
+  /// coordinator stays away for `patience`.
+  Result<std::string> generate(const std::string& id, const RequestSpec& spec, const std::optional<TensorView>& noise,
+                               const ClientHandlers& handlers, Duration patience = std::chrono::seconds(60));
+  /// Cancels the open request whose id begins so, or "all"; returns how many. Fails with not_found, or usage when several
+  /// begin so.
+  Result<std::uint32_t> cancel(const std::string& id);
 
+  /// Of the plan in use; empty where there is none at the moment.
   Result<ClusterFacts> facts();
   /// State of everything as JSON.
   Result<std::string> status();
   /// Asks the cluster to end.
   Status shut_down(const std::string& reason);
+
+  /// From the launcher: the process of a node is dead.
+  Status node_died(const std::string& node, std::int64_t pid, const std::string& how);
+  /// From the launcher: it died too often and is not started again.
+  Status node_quarantined(const std::string& node, const std::string& why);
+
+  /// Fault injection, where the cluster allows it: a FaultOrder (fault_switch.hpp) for a node; healing one by name, or
+  /// all; what is active. `node` empty: all nodes. Answers with each node's JSON in an array.
+  Result<std::string> inject_fault(const std::string& node, const std::string& order);
+  Result<std::string> heal_faults(const std::string& node, const std::string& name);
+  Result<std::string> list_faults(const std::string& node);
 
 private:
   struct State;

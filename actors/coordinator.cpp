@@ -1,15 +1,54 @@
 #include "actors/coordinator.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
 
 #include "actors/coordinator_actor.hpp"
 #include "actors/edges.hpp"
 #include "actors/request_check.hpp"
+#include "base/log.hpp"
 #include "topology/plan_text.hpp"
 
 namespace orrery::actors {
 
 using topology::StageKind;
+
+namespace {
+
+// A coordinator that comes back plans without the nodes that have not come back by then.
+constexpr Duration rejoin_grace = std::chrono::milliseconds(1200);
+// An attempt that failed for no known reason: what killed it will have been noticed by then.
+constexpr Duration cause_grace = std::chrono::milliseconds(1000);
+// A card or link that failed although its process lives is tried again after this, doubling.
+constexpr Duration retry_first = std::chrono::seconds(2);
+constexpr Duration retry_max = std::chrono::seconds(60);
+// Attempts without a single further step, each in an epoch of its own.
+constexpr std::uint32_t tries_max = 6;
+// Later steps of a straggler differ a little every time: no new plan for less than this.
+constexpr double slowdown_change = 1.3;
+constexpr std::size_t incidents_max = 256, requests_max = 256, consequences_max = 16;
+
+Duration backoff(std::uint32_t times) { return std::min(retry_max, retry_first * (1U << std::min(times, 5U))); }
+
+/// Failures of the request itself: another attempt would end the same way.
+bool is_final(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::usage:
+    case ErrorCode::invalid_request:
+    case ErrorCode::invalid_model:
+    case ErrorCode::unsupported:
+    case ErrorCode::refused_by_guardrail:
+    case ErrorCode::card_memory_exhausted:
+    case ErrorCode::numerics_mismatch: return true;
+    default: return false;
+  }
+}
+
+std::string cards_text(std::size_t count) { return std::to_string(count) + (count == 1 ? " card" : " cards"); }
+
+}  // namespace
 
 caf::behavior coordinator_actor(caf::stateful_actor<CoordinatorState>* self, CoordinatorSetup setup) {
   auto& state = self->state;
@@ -17,12 +56,19 @@ caf::behavior coordinator_actor(caf::stateful_actor<CoordinatorState>* self, Coo
   return {
       [&state](const NodeHello& hello) { return state.on_hello(hello); },
       [&state](const LoadProgress& progress) { state.on_load_progress(progress); },
+      [&state](const Pong& pong) { state.on_pong(pong); },
+      [&state](const LinkSilent& report) { state.on_link_silent(report); },
+      [&state](const NodeDied& report) { state.on_node_died(report); },
+      [&state](const Straggler& report) { state.on_straggler(report); },
+      [&state](const Tick&) { state.on_tick(); },
       [&state](const AskRoutes&) { return state.on_routes(); },
       [&state](const Submit& submit) { return state.on_submit(submit); },
-      [&state](const Cancel& cancel) { state.on_cancel(cancel); },
-      [&state](const Fetched& fetched) { state.on_fetched(fetched); },
+      [&state](const Cancel& cancel) { return state.on_cancel(cancel); },
+      [&state](const Fetched& fetched) { return state.on_fetched(fetched); },
       [&state](const RequestEvent& event) { state.on_request_event(event); },
+      [&state](const AttemptEnded& attempt) { state.on_attempt_ended(attempt); },
       [&state](const AskStatus&) { return state.on_status(); },
+      [&state](const FaultCommand& command) { return state.on_fault(command); },
       [&state](const Shutdown& order) { state.on_shutdown(order); },
   };
 }
@@ -31,20 +77,142 @@ void CoordinatorState::start(caf::stateful_actor<CoordinatorState>* self, Coordi
   self_ = self;
   setup_ = std::move(setup);
   self->set_down_handler([this](const caf::down_msg& down) { on_down(down); });
-  publish_missing();
+  for (const auto& node : setup_.options.nodes) nodes_[node];
+  cluster_id_ = setup_.journal->cluster_id();
+  term_ = setup_.journal->term();
+  epoch_ = setup_.journal->epoch();
+  was_ready_ = epoch_ > 0;
+  started_ = ticked_ = setup_.clock->now();
+  auto live = setup_.journal->live_requests();
+  if (!live.ok()) return fail(live.error());
+  for (auto& journaled : live.value()) {
+    auto spec = request_spec_from(journaled.spec);
+    if (!spec.ok()) return fail(Error{ErrorCode::journal_damaged, "request " + journaled.id + " in " + setup_.journal->path() + ": " + spec.error().message});
+    auto& request = requests_[journaled.number];
+    request.id = journaled.id;
+    request.number = journaled.number;
+    request.spec = std::move(spec).value();
+    request.outcome = journaled.outcome;
+    request.details = journaled.details;
+    request.started = started_;
+    if (journaled.deadline_at > 0) {
+      const auto left = std::max(0.0, journaled.deadline_at - setup_.wall_seconds());
+      request.deadline = started_ + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(left));
+    }
+    if (journaled.outcome == RequestOutcome::completed) {
+      request.state = Request::State::closed;
+      request.finished = started_;
+    }
+  }
+  if (!requests_.empty())
+    log_event(Level::info, "journal.read", {{"requests", requests_.size()}, {"epoch", epoch_}, {"term", term_}});
+  publish();
+  self_->send(self_, Tick{});
+}
+
+void CoordinatorState::publish() {
+  setup_.board->update([&](CoordinatorBoard& board) {
+    board.phase = phase_;
+    board.failure = failure_;
+  });
+}
+
+void CoordinatorState::fail(Failure failure) {
+  if (phase_ == Coordinator::Phase::failed || phase_ == Coordinator::Phase::ended) return;
+  phase_ = Coordinator::Phase::failed;
+  failure_ = std::move(failure);
+  end_attempts();
+  for (auto& [number, request] : requests_)
+    if (request.state != Request::State::closed) {
+      RequestEvent event;
+      event.request = number;
+      event.kind = static_cast<std::uint8_t>(EventKind::failed);
+      event.failure = failure_;
+      tell(request, event);
+    }
+  publish();
+}
+
+// ---- the clock --------------------------------------------------------------------------------------------------
+
+void CoordinatorState::on_tick() {
+  const auto& resilience = setup_.options.resilience;
+  self_->delayed_send(self_, resilience.heartbeat_interval, Tick{});
+  const auto now = setup_.clock->now();
+  // When this process was itself held up (a suspended laptop, a debugger), nobody else is to blame for the silence.
+  const auto gap = now - ticked_;
+  ticked_ = now;
+  if (gap > 3 * resilience.heartbeat_interval)
+    for (auto& [which, node] : nodes_) node.last_heard += gap;
+  if (phase_ == Coordinator::Phase::failed || phase_ == Coordinator::Phase::ended) return;
+  check_silence(now);
+  ++round_;
+  for (const auto& [which, node] : nodes_)
+    if (node.state == Node::State::up) self_->send(node.hello.node, Ping{round_});
+  check_times(now);
+  while (!unwritten_.empty()) {
+    if (!write(unwritten_.front()).ok()) break;
+    unwritten_.pop_front();
+  }
+  journal_incidents();
+  // After a restart: whoever has not come back by now is not waited for.
+  const bool some = std::any_of(nodes_.begin(), nodes_.end(), [](const auto& each) { return each.second.usable(); });
+  if (phase_ == Coordinator::Phase::waiting && was_ready_ && some && now - started_ > rejoin_grace) first_epoch();
+  if (replan_at_ && now >= *replan_at_) replan(replan_why_);
+  if (take_back_ && (phase_ == Coordinator::Phase::starved || (phase_ == Coordinator::Phase::ready && !attempts_running()))) take_back();
+}
+
+void CoordinatorState::check_silence(Time now) {
+  const auto limit = setup_.options.resilience.heartbeat_timeout;
+  std::vector<std::pair<std::string, Duration>> silent;
+  for (const auto& [which, node] : nodes_)
+    if (node.state == Node::State::up && now - node.last_heard > limit) silent.emplace_back(which, now - node.last_heard);
+  for (const auto& [which, silence] : silent)
+    node_lost(which, "was silent for " + std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(silence).count()) + " ms",
+              seconds_of(silence));
+}
+
+void CoordinatorState::check_times(Time now) {
+  for (auto& [which, node] : nodes_)
+    if (node.retry_at && now >= *node.retry_at) {
+      node.retry_at.reset();
+      take_back_ = true;
+      take_back_why_ = "node " + which + " is tried again";
+    }
+  for (auto& [card, condition] : cards_)
+    if (condition.retry_at && now >= *condition.retry_at) {
+      condition.retry_at.reset();
+      take_back_ = true;
+      take_back_why_ = "card " + setup_.options.plan.card_name(card) + " is tried again";
+    }
+  std::vector<std::uint64_t> overdue, expired;
+  for (const auto& [number, request] : requests_) {
+    if (request.state != Request::State::closed && request.deadline && now >= *request.deadline && !request.ending) overdue.push_back(number);
+    const auto ttl = setup_.options.resilience.result_ttl;
+    if (request.outcome == RequestOutcome::completed && !request.client && request.finished && now - *request.finished > ttl) expired.push_back(number);
+    // Whose client never came back: finished but for the frames.
+    if (request.state == Request::State::parked && request.finished && now - *request.finished > ttl) expired.push_back(number);
+  }
+  for (const auto number : overdue) {
+    auto& request = requests_.at(number);
+    end_request(request, Error{ErrorCode::timed_out, "request " + std::to_string(number) + " was not done before its deadline of " +
+                                                         std::to_string(static_cast<long>(std::ceil(request.spec.deadline_seconds))) + " s"});
+  }
+  for (const auto number : expired) {
+    auto& request = requests_.at(number);
+    const Failure why = Error{ErrorCode::not_found, "nobody fetched the video of request " + std::to_string(number) + " in time", "raise admission.keep_results"};
+    if (request.state == Request::State::closed) {
+      request.outcome = RequestOutcome::expired;
+      const auto wall = setup_.wall_seconds();
+      later([number, why, wall](Journal& journal) { return journal.finish(number, RequestOutcome::expired, why.code, why.message, "", wall); });
+      drop(number);
+    } else {
+      finish(request, RequestOutcome::expired, why);
+    }
+  }
 }
 
 // ---- membership -------------------------------------------------------------------------------------------------
-
-void CoordinatorState::publish_missing() {
-  std::vector<std::string> missing;
-  for (const auto& node : setup_.options.nodes)
-    if (!nodes_.contains(node)) missing.push_back(node);
-  setup_.board->update([&](CoordinatorBoard& board) {
-    board.missing = missing;
-    board.phase = phase_;
-  });
-}
 
 NodeWelcome CoordinatorState::on_hello(const NodeHello& hello) {
   const auto refuse = [&](ErrorCode code, const std::string& why) {
@@ -55,70 +223,359 @@ NodeWelcome CoordinatorState::on_hello(const NodeHello& hello) {
   if (hello.version != control_version)
     return refuse(ErrorCode::version_mismatch, "node " + hello.name + " speaks control version " + std::to_string(hello.version) +
                                                    ", this coordinator " + std::to_string(control_version));
-  if (hello.cluster_id != setup_.options.cluster_id)
-    return refuse(ErrorCode::version_mismatch, "node " + hello.name + " belongs to another cluster, or to a former life of this one");
-  if (std::find(setup_.options.nodes.begin(), setup_.options.nodes.end(), hello.name) == setup_.options.nodes.end())
-    return refuse(ErrorCode::invalid_config, "the cluster has no node named " + hello.name);
-  if (nodes_.contains(hello.name)) return refuse(ErrorCode::invalid_config, "node " + hello.name + " has joined already");
-  Node node;
+  if (hello.cluster_id != cluster_id_)
+    return refuse(ErrorCode::version_mismatch, "node " + hello.name + " belongs to another cluster");
+  const auto found = nodes_.find(hello.name);
+  if (found == nodes_.end()) return refuse(ErrorCode::invalid_config, "the cluster has no node named " + hello.name);
+  const auto number = std::find(setup_.options.nodes.begin(), setup_.options.nodes.end(), hello.name) - setup_.options.nodes.begin() + 1;
+  if (hello.peer != static_cast<std::uint32_t>(number))
+    return refuse(ErrorCode::invalid_config, "node " + hello.name + " has number " + std::to_string(number) + " on the data plane, not " +
+                                                 std::to_string(hello.peer));
+  if (phase_ == Coordinator::Phase::failed || phase_ == Coordinator::Phase::ended) return refuse(ErrorCode::cancelled, "the cluster is ending");
+  auto& node = found->second;
+  if (node.state == Node::State::up) {
+    if (node.hello.session == hello.session && node.hello.node == hello.node) {
+      node.last_heard = setup_.clock->now();
+      if (hello.epoch <= epoch_ && node.loaded_epoch != 0) return {};
+    } else {
+      node_lost(hello.name, "was started again", 0);
+    }
+  }
+  node.state = Node::State::up;
+  node.why.clear();
   node.hello = hello;
+  node.loaded_epoch = 0;
+  node.last_heard = setup_.clock->now();
+  node.bytes_done = node.bytes_total = 0;
+  node.kept.clear();
+  // A journal that was lost or copied: never reuse an epoch that nodes have seen.
+  epoch_ = std::max(epoch_, hello.epoch);
   self_->monitor(hello.node);
-  nodes_.emplace(hello.name, std::move(node));
-  if (nodes_.size() == setup_.options.nodes.size()) load_all();
-  publish_missing();
+  if (phase_ == Coordinator::Phase::waiting) {
+    const bool all = std::all_of(nodes_.begin(), nodes_.end(), [](const auto& each) {
+      return each.second.usable() || each.second.state == Node::State::quarantined;
+    });
+    if (all) first_epoch();
+  } else {
+    take_back_ = true;
+    take_back_why_ = "node " + hello.name + " came back";
+  }
+  publish();
   return {};
+}
+
+void CoordinatorState::first_epoch() {
+  if (!was_ready_) return replan("the cluster starts");
+  auto& entry = incident("the coordinator was started again");
+  entry.at = started_;
+  entry.detected = 0;
+  replan(entry.what);
+}
+
+void CoordinatorState::on_pong(const Pong& pong) {
+  const auto found = nodes_.find(pong.node);
+  if (found == nodes_.end() || found->second.hello.session != pong.session) return;
+  auto& node = found->second;
+  if (node.state == Node::State::up) node.last_heard = setup_.clock->now();
+}
+
+void CoordinatorState::on_down(const caf::down_msg& down) {
+  if (phase_ == Coordinator::Phase::ended || phase_ == Coordinator::Phase::failed) return;
+  for (auto& [which, node] : nodes_) {
+    if (node.state != Node::State::up || node.hello.node.address() != down.source) continue;
+    return node_lost(which, "was lost: its connection broke", seconds_of(setup_.clock->now() - node.last_heard));
+  }
+  for (auto& [number, request] : requests_)
+    if (request.client && request.client.address() == down.source) detach(request);
+}
+
+void CoordinatorState::on_node_died(const NodeDied& report) {
+  const auto found = nodes_.find(report.node);
+  if (found == nodes_.end()) return;
+  auto& node = found->second;
+  // The report of a death may come after its successor's greeting.
+  if (node.state == Node::State::up && report.pid != 0 && node.hello.pid != report.pid) return;
+  if (node.state == Node::State::up) node_lost(report.node, report.how, seconds_of(setup_.clock->now() - node.last_heard));
+  if (!node.why.empty() && node.why != report.how) node.why = report.how;
+  if (report.quarantined) {
+    node.state = Node::State::quarantined;
+    node.why = report.how;
+    tell_all("node " + report.node + " is used no more: " + report.how);
+    const bool all = std::all_of(nodes_.begin(), nodes_.end(), [](const auto& each) {
+      return each.second.usable() || each.second.state == Node::State::quarantined;
+    });
+    if (phase_ == Coordinator::Phase::waiting && was_ready_ && all) replan("node " + report.node + " is used no more");
+  }
+}
+
+void CoordinatorState::node_lost(const std::string& which, const std::string& why, double detected) {
+  auto& node = nodes_.at(which);
+  node.state = Node::State::lost;
+  node.why = why;
+  node.loaded_epoch = 0;
+  node.kept.clear();
+  self_->demonitor(node.hello.node);
+  // If it lives after all (it was stopped, or its link was cut), it hears this when it can hear again.
+  self_->send(node.hello.node, Rejoin{"node " + which + " " + why});
+  auto& entry = incident("node " + which + " " + why);
+  entry.node = which;
+  entry.detected = detected;
+  log_event(Level::warn, "node.lost", {{"node", which}, {"why", why}, {"epoch", epoch_}});
+  if (!was_ready_) {
+    // Before the first plan is loaded everybody is waited for.
+    phase_ = Coordinator::Phase::waiting;
+    return publish();
+  }
+  if (phase_ != Coordinator::Phase::waiting) replan("node " + which + " " + why);
+}
+
+void CoordinatorState::leave_out(const std::string& which, const std::string& why) {
+  auto& node = nodes_.at(which);
+  node.retry_at = setup_.clock->now() + backoff(node.times_left_out++);
+  node.why = why;
+}
+
+void CoordinatorState::on_link_silent(const LinkSilent& report) {
+  if (report.epoch != epoch_ || phase_ != Coordinator::Phase::ready) return;
+  const auto from = nodes_.find(report.node), to = nodes_.find(report.peer);
+  if (from == nodes_.end() || to == nodes_.end() || !in_epoch(from->second) || !in_epoch(to->second)) return;
+  const auto now = setup_.clock->now();
+  // Whoever is silent for us, too, is about to be counted as lost.
+  const auto recent = 3 * setup_.options.resilience.heartbeat_interval;
+  if (now - from->second.last_heard > recent || now - to->second.last_heard > recent) return;
+  // Both live: the link between them does not. The one with fewer cards in the plan has to go.
+  const auto used = [&](const std::string& which) {
+    std::set<std::uint32_t> cards;
+    for (const auto& stage : plan_.stages)
+      for (const auto& group : stage.groups)
+        for (const auto& rank : group.ranks)
+          if (plan_.cards[rank.card].node == which) cards.insert(rank.card);
+    return cards.size();
+  };
+  const auto& victim = used(report.node) < used(report.peer) || (used(report.node) == used(report.peer) && report.node > report.peer) ? report.node : report.peer;
+  const auto why = "nodes " + report.node + " and " + report.peer + " do not hear each other: " + report.node + " waited " +
+                   std::to_string(static_cast<int>(report.seconds * 1000)) + " ms for " + report.waiting_for;
+  auto& entry = incident(why);
+  entry.node = victim;
+  entry.detected = report.seconds;
+  leave_out(victim, why);
+  replan(why);
+}
+
+bool CoordinatorState::suspect(std::uint32_t card, const std::string& why) {
+  if (card >= setup_.options.plan.cards.size()) return false;
+  const auto& resilience = setup_.options.resilience;
+  auto& condition = cards_[card];
+  const auto now = setup_.clock->now();
+  condition.failures.push_back(now);
+  while (!condition.failures.empty() && now - condition.failures.front() > resilience.restarts_within) condition.failures.pop_front();
+  condition.why = why;
+  condition.retry_at = now + backoff(static_cast<std::uint32_t>(condition.failures.size()) - 1);
+  if (condition.failures.size() > resilience.restarts_max && !condition.quarantined) {
+    condition.quarantined = true;
+    const auto text = "card " + setup_.options.plan.card_name(card) + " failed " + std::to_string(condition.failures.size()) + " times within " +
+                      std::to_string(static_cast<int>(seconds_of(resilience.restarts_within))) + " s and is used no more";
+    log_event(Level::error, "card.quarantined", {{"card", setup_.options.plan.card_name(card)}, {"why", why}});
+    tell_all(text);
+  }
+  return true;
+}
+
+void CoordinatorState::on_straggler(const Straggler& report) {
+  if (report.epoch != epoch_ || phase_ != Coordinator::Phase::ready || report.card >= plan_.cards.size()) return;
+  auto& condition = cards_[report.card];
+  const auto slowdown = condition.slowdown * report.factor;
+  if (slowdown < condition.slowdown * slowdown_change) return;
+  condition.slowdown = std::min(slowdown, 100.0);
+  auto changed = setup_.options.plan_without(lost_cards(), slow_cards());
+  if (!changed.ok() || changed.value().digest() == plan_.digest()) return;
+  auto& entry = incident("card " + plan_.card_name(report.card) + " takes " + std::to_string(condition.slowdown).substr(0, 4) + " times as long as the others");
+  entry.card = plan_.card_name(report.card);
+  entry.node = plan_.cards[report.card].node;
+  entry.detected = 0;
+  replan(entry.what);
+}
+
+std::set<std::uint32_t> CoordinatorState::lost_cards() const {
+  std::set<std::uint32_t> lost;
+  const auto& cards = setup_.options.plan.cards;
+  for (std::uint32_t card = 0; card < cards.size(); ++card) {
+    const auto condition = cards_.find(card);
+    const bool suspected = condition != cards_.end() && (condition->second.quarantined || condition->second.retry_at);
+    if (suspected || !nodes_.at(cards[card].node).usable()) lost.insert(card);
+  }
+  // As many spares as cards are lost step in, in order; the others stay spares.
+  std::size_t needed = 0;
+  for (const auto card : lost) needed += setup_.options.spares.contains(card) ? 0 : 1;
+  std::set<std::uint32_t> unused = lost;
+  for (const auto spare : setup_.options.spares) {
+    if (lost.contains(spare)) continue;
+    if (needed > 0)
+      --needed;
+    else
+      unused.insert(spare);
+  }
+  return unused;
+}
+
+std::map<std::uint32_t, double> CoordinatorState::slow_cards() const {
+  std::map<std::uint32_t, double> slow;
+  for (const auto& [card, condition] : cards_)
+    if (condition.slowdown > 1) slow[card] = condition.slowdown;
+  return slow;
 }
 
 std::vector<PeerAddress> CoordinatorState::peers() const {
   std::vector<PeerAddress> all;
-  for (const auto& node : setup_.options.nodes) {
-    const auto& hello = nodes_.at(node).hello;
-    all.push_back({node, hello.control_host, hello.control_port, hello.data_address});
+  for (const auto& which : setup_.options.nodes) {
+    const auto& node = nodes_.at(which);
+    if (in_epoch(node)) all.push_back({which, node.hello.control_host, node.hello.control_port, node.hello.peer, node.hello.data_address});
   }
   return all;
 }
 
+void CoordinatorState::take_back() {
+  take_back_ = false;
+  const auto why = take_back_why_;
+  auto better = setup_.options.plan_without(lost_cards(), slow_cards());
+  if (phase_ == Coordinator::Phase::ready && better.ok() && better.value().digest() == plan_.digest()) {
+    // The plan stays; a node that came back empty joins in all the same when it has a part in it.
+    bool all_there = true;
+    for (const auto& stage : plan_.stages)
+      for (const auto& group : stage.groups)
+        for (const auto& rank : group.ranks) all_there = all_there && nodes_.at(plan_.cards[rank.card].node).loaded_epoch == epoch_;
+    if (all_there) return;
+  }
+  if (!better.ok() && phase_ == Coordinator::Phase::starved) {
+    waiting_for_ = better.error().message;
+    return;
+  }
+  auto& entry = incident(why);
+  entry.detected = 0;
+  replan(why);
+}
+
+// ---- epochs -----------------------------------------------------------------------------------------------------
+
+CoordinatorState::Incident& CoordinatorState::incident(const std::string& what) {
+  journal_incidents();
+  Incident entry;
+  entry.at = setup_.clock->now();
+  entry.wall = setup_.wall_seconds();
+  entry.what = what;
+  incidents_.push_back(std::move(entry));
+  if (incidents_.size() > incidents_max) incidents_.pop_front();
+  return incidents_.back();
+}
+
+void CoordinatorState::consequence(const std::string& what) {
+  if (incidents_.empty()) return;
+  auto& all = incidents_.back().consequences;
+  if (all.size() < consequences_max) all.push_back(what);
+}
+
+void CoordinatorState::replan(const std::string& why) {
+  if (phase_ == Coordinator::Phase::failed || phase_ == Coordinator::Phase::ended) return;
+  replan_at_.reset();
+  take_back_ = false;
+  end_attempts();
+  stages_.clear();
+  // Fenced when the journal says so: nobody is told of an epoch that a restarted coordinator might use again.
+  const auto next = epoch_ + 1;
+  if (auto status = write([&](Journal& journal) { return journal.begin_epoch(next, why); }); !status.ok()) {
+    if (status.error().code == ErrorCode::stale_epoch) return fail(status.error());
+    phase_ = Coordinator::Phase::starved;
+    waiting_for_ = status.error().message;
+    replan_at_ = setup_.clock->now() + std::chrono::milliseconds(500);
+    replan_why_ = why;
+    return publish();
+  }
+  epoch_ = next;
+  for (auto& [which, node] : nodes_) node.loaded_epoch = 0;
+  const auto lap = [&](double Incident::*member) {
+    if (!incidents_.empty() && incidents_.back().*member < 0 && incidents_.back().resumed < 0)
+      incidents_.back().*member = seconds_of(setup_.clock->now() - incidents_.back().at);
+  };
+  if (!incidents_.empty() && incidents_.back().epoch == 0) incidents_.back().epoch = epoch_;
+  lap(&Incident::fenced);
+  auto planned = setup_.options.plan_without(lost_cards(), slow_cards());
+  if (!planned.ok()) return starve(planned.error().message);
+  plan_ = std::move(planned).value();
+  lap(&Incident::planned);
+  log_event(Level::info, "epoch.begins", {{"epoch", epoch_}, {"why", why}, {"lost_cards", lost_cards().size()}});
+  load_all();
+}
+
+void CoordinatorState::starve(const std::string& why) {
+  phase_ = Coordinator::Phase::starved;
+  waiting_for_ = why;
+  log_event(Level::warn, "cluster.waits", {{"epoch", epoch_}, {"why", why}});
+  tell_all("waiting for cards: " + why);
+  if (!was_ready_) return fail(Error{ErrorCode::no_feasible_plan, why});
+  publish();
+}
+
 void CoordinatorState::load_all() {
   phase_ = Coordinator::Phase::loading;
+  waiting_for_.clear();
   const auto& options = setup_.options;
+  for (auto& [which, node] : nodes_) node.ordered_epoch = node.usable() ? epoch_ : 0;
   LoadPlan order;
   order.epoch = epoch_;
-  order.plan = topology::json_of(options.plan).dump();
+  order.plan = topology::json_of(plan_).dump();
   order.model_folder = options.model_folder;
   order.dtype = options.dtype;
   order.peers = peers();
   order.coordinator = caf::actor_cast<caf::actor>(self_);
-  // A collective waits for the slowest card's compute before it: a multiple of the predicted step, never below a
-  // minute. Dead nodes are noticed by their connection long before.
+  // A collective waits for the slowest card's compute before it: a multiple of the predicted step, until times were
+  // measured. Dead nodes are noticed by their connection long before.
   double step_seconds = 0;
-  for (const auto& stage : options.plan.predicted) step_seconds = std::max(step_seconds, stage.total_seconds());
-  order.collective_deadline_seconds = std::max(60.0, 20 * step_seconds);
+  for (const auto& stage : plan_.predicted) step_seconds = std::max(step_seconds, stage.total_seconds());
+  order.collective_deadline_seconds = std::max(10.0, 20 * step_seconds);
   order.guardrail_folders = options.guardrail_folders;
   order.queue_max = options.max_queue;
+  order.straggler_factor = options.resilience.straggler_factor;
+  order.straggler_steps = options.resilience.straggler_steps;
   for (auto& [node_name, node] : nodes_) {
-    const auto which = node_name;
+    if (!in_epoch(node)) continue;
+    node.bytes_done = node.bytes_total = 0;
     self_->request(node.hello.node, caf::infinite, order)
-        .then(
-            [this, which](const PlanLoaded& loaded) {
-              if (!loaded.failure.ok()) {
-                auto failure = loaded.failure;
-                failure.message = "node " + which + ": " + failure.message;
-                return fail(failure);
-              }
-              nodes_.at(which).loaded = true;
-              nodes_.at(which).numerics = loaded.numerics;
-              const bool all = std::all_of(nodes_.begin(), nodes_.end(), [](const auto& each) { return each.second.loaded; });
-              if (!all) return;
-              for (const auto& [other, state] : nodes_)
-                if (state.numerics != loaded.numerics)
-                  return fail(Error{ErrorCode::numerics_mismatch,
-                                    "nodes " + which + " (" + loaded.numerics + ") and " + other + " (" + state.numerics +
-                                        ") belong to different numerics classes, so a video's bytes would depend on the placement",
-                                    "use hosts with the same instruction set and libraries in one cluster"});
-              spawn_stages();
-            },
-            [this, which](const caf::error& error) { fail(error_of(self_->system(), error, "node " + which + " did not load its plan")); });
+        .then([this, which = node_name, epoch = epoch_](const PlanLoaded& loaded) { on_loaded(which, epoch, loaded); },
+              [](const caf::error&) {});  // The node is gone; its monitor says so.
   }
+  publish();
+}
+
+void CoordinatorState::on_loaded(const std::string& which, std::uint64_t epoch, const PlanLoaded& loaded) {
+  if (epoch != epoch_ || phase_ != Coordinator::Phase::loading) return;
+  auto& node = nodes_.at(which);
+  if (!in_epoch(node)) return;
+  if (!loaded.failure.ok()) {
+    auto failure = loaded.failure;
+    failure.message = "node " + which + ": " + failure.message;
+    if (!was_ready_ && static_cast<ErrorCode>(failure.code) != ErrorCode::peer_lost) return fail(failure);
+    auto& entry = incident(failure.message);
+    entry.node = which;
+    entry.detected = 0;
+    leave_out(which, failure.message);
+    return replan(failure.message);
+  }
+  node.loaded_epoch = epoch;
+  node.numerics = loaded.numerics;
+  node.kept = loaded.kept;
+  if (!incidents_.empty() && incidents_.back().resumed < 0) incidents_.back().bytes_read += loaded.bytes_read;
+  for (const auto& [other, state] : nodes_)
+    if (in_epoch(state) && state.loaded_epoch == epoch_ && state.numerics != node.numerics)
+      return fail(Error{ErrorCode::numerics_mismatch,
+                        "nodes " + which + " (" + node.numerics + ") and " + other + " (" + state.numerics +
+                            ") belong to different numerics classes, so a video's bytes would depend on the placement",
+                        "use hosts with the same instruction set and libraries in one cluster"});
+  const bool all = std::all_of(nodes_.begin(), nodes_.end(),
+                               [&](const auto& each) { return !in_epoch(each.second) || each.second.loaded_epoch == epoch_; });
+  if (!all) return;
+  if (!incidents_.empty() && incidents_.back().loaded < 0)
+    incidents_.back().loaded = seconds_of(setup_.clock->now() - incidents_.back().at);
+  spawn_stages();
 }
 
 void CoordinatorState::on_load_progress(const LoadProgress& progress) {
@@ -126,181 +583,574 @@ void CoordinatorState::on_load_progress(const LoadProgress& progress) {
   if (found == nodes_.end()) return;
   found->second.bytes_done = progress.bytes_done;
   found->second.bytes_total = progress.bytes_total;
-  if (!setup_.options.on_load) return;
-  std::uint64_t done = 0, total = 0;
-  for (const auto& [which, node] : nodes_) {
-    done += node.bytes_done;
-    total += node.bytes_total;
-  }
-  setup_.options.on_load(done, total);
 }
 
 void CoordinatorState::spawn_stages() {
-  for (const auto& stage : setup_.options.plan.stages) {
-    const auto& first = setup_.options.plan.cards[stage.groups[0].ranks[0].card];
+  for (const auto& stage : plan_.stages) {
+    const auto& first = plan_.cards[stage.groups[0].ranks[0].card];
     SpawnStage order;
     order.stage = static_cast<std::uint8_t>(stage.kind);
     order.epoch = epoch_;
-    const auto kind = stage.kind;
-    self_->request(nodes_.at(first.node).hello.node, std::chrono::seconds(60), order)
+    const auto failed = [this, epoch = epoch_](const Failure& failure) {
+      if (epoch != epoch_ || phase_ != Coordinator::Phase::loading) return;
+      if (!was_ready_ || ++spawn_failures_ > tries_max) return fail(failure);
+      auto& entry = incident(failure.message);
+      entry.detected = 0;
+      replan_at_ = setup_.clock->now() + std::chrono::milliseconds(300);
+      replan_why_ = failure.message;
+    };
+    self_->request(nodes_.at(first.node).hello.node, std::chrono::seconds(15), order)
         .then(
-            [this, kind](const StageSpawned& spawned) {
-              if (!spawned.failure.ok()) return fail(spawned.failure);
-              if (spawned.stage.empty()) return fail(Error{ErrorCode::internal, "a node answered without a stage"});
+            [this, failed, kind = stage.kind, epoch = epoch_](const StageSpawned& spawned) {
+              if (epoch != epoch_ || phase_ != Coordinator::Phase::loading) return;
+              if (!spawned.failure.ok()) return failed(spawned.failure);
+              if (spawned.stage.empty()) return failed(Error{ErrorCode::internal, "a node answered without a stage"});
               stages_[kind] = spawned.stage.front();
-              if (stages_.size() < setup_.options.plan.stages.size()) return;
-              if (phase_ == Coordinator::Phase::loading) phase_ = Coordinator::Phase::ready;
-              publish_missing();
+              if (stages_.size() == plan_.stages.size()) become_ready();
             },
-            [this, kind](const caf::error& error) {
-              fail(error_of(self_->system(), error, "stage " + std::string(topology::name_of(kind)) + " did not start"));
+            [this, failed, kind = stage.kind](const caf::error& error) {
+              failed(error_of(self_->system(), error, "stage " + std::string(topology::name_of(kind)) + " did not start"));
             });
   }
 }
 
-void CoordinatorState::fail(Failure failure) {
-  if (phase_ == Coordinator::Phase::failed || phase_ == Coordinator::Phase::ended) return;
-  phase_ = Coordinator::Phase::failed;
-  degraded_ = failure.message;
-  setup_.board->update([&](CoordinatorBoard& board) {
-    board.phase = phase_;
-    board.failure = std::move(failure);
-  });
+void CoordinatorState::become_ready() {
+  phase_ = Coordinator::Phase::ready;
+  was_ready_ = true;
+  spawn_failures_ = 0;
+  log_event(Level::info, "cluster.ready", {{"epoch", epoch_}});
+  // What nobody will ask for any more.
+  std::set<std::uint64_t> stale;
+  for (const auto& [which, node] : nodes_)
+    for (const auto& item : node.kept) {
+      const auto request = requests_.find(item.request);
+      const bool wanted = request != requests_.end() && (request->second.state != Request::State::closed || request->second.outcome == RequestOutcome::completed);
+      if (!wanted) stale.insert(item.request);
+    }
+  for (const auto number : stale) drop(number);
+  const auto where = routes();
+  for (auto& [number, request] : requests_)
+    if (request.client) self_->send(request.client, where);
+  publish();
+  start_requests();
+  if (!attempts_running() && !incidents_.empty() && incidents_.back().resumed < 0)
+    incidents_.back().resumed = seconds_of(setup_.clock->now() - incidents_.back().at);
 }
 
-void CoordinatorState::on_down(const caf::down_msg& down) {
-  for (auto& [which, node] : nodes_) {
-    if (node.hello.node.address() != down.source || node.lost) continue;
-    node.lost = true;
-    const Failure lost = Error{ErrorCode::peer_lost, "node " + which + " was lost"};
-    if (phase_ != Coordinator::Phase::ready) return fail(lost);
-    degraded_ = "node " + which + " was lost";
-    for (auto& [id, request] : requests_)
-      if (request.running) {
-        self_->send(request.actor, lost);
-        drop(id);
-      }
-    return;
-  }
-  // A client that went away takes its request with it.
-  for (auto& [id, request] : requests_)
-    if (request.client.address() == down.source) {
-      if (request.running) self_->send(request.actor, Cancel{id});
-      drop(id);
+// ---- the journal ------------------------------------------------------------------------------------------------
+
+Status CoordinatorState::write(const std::function<Status(Journal&)>& change) {
+  const auto attempt = [&]() -> Status {
+    if (!setup_.journal) {
+      ORRERY_TRY(again, setup_.open_journal());
+      setup_.journal = std::move(again);
     }
+    return change(*setup_.journal);
+  };
+  auto status = attempt();
+  if (!status.ok() && status.error().code == ErrorCode::journal_failed) {
+    // After a failed sync nobody knows what is on the disk: only reading it again helps.
+    setup_.journal.reset();
+    status = attempt();
+  }
+  journal_trouble_ = status.ok() ? "" : status.error().message;
+  return status;
+}
+
+void CoordinatorState::later(std::function<Status(Journal&)> change) {
+  if (unwritten_.empty() && write(change).ok()) return;
+  unwritten_.push_back(std::move(change));
+}
+
+void CoordinatorState::journal_incidents() {
+  for (auto& entry : incidents_) {
+    if (entry.journaled || entry.resumed < 0) continue;
+    entry.journaled = true;
+    OrderedJson json{{"at", entry.wall}, {"epoch", entry.epoch}, {"what", entry.what}, {"resumed_ms", entry.resumed * 1000}};
+    // For people, later; a full disk must not stop the cluster for it.
+    if (setup_.journal)
+      static_cast<void>(setup_.journal->note_incident(json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace), entry.wall));
+  }
 }
 
 // ---- requests ---------------------------------------------------------------------------------------------------
 
-ClusterRoutes CoordinatorState::on_routes() {
-  ClusterRoutes routes;
-  if (phase_ != Coordinator::Phase::ready || !degraded_.empty()) {
-    routes.failure = Error{ErrorCode::unreachable,
-                           degraded_.empty() ? "the cluster is still starting" : "the cluster takes no requests: " + degraded_};
-    return routes;
-  }
+ClusterRoutes CoordinatorState::on_routes() { return routes(); }
+
+ClusterRoutes CoordinatorState::routes() const {
   const auto& options = setup_.options;
-  routes.cluster_id = options.cluster_id;
-  routes.epoch = epoch_;
-  routes.plan_digest = options.plan.digest();
-  routes.peers = peers();
-  for (const auto& card : options.plan.cards) {
-    const auto at = std::find(options.nodes.begin(), options.nodes.end(), card.node);
-    routes.card_peers.push_back(static_cast<std::uint32_t>(at - options.nodes.begin()));
-  }
-  for (const auto& stage : options.plan.stages) {
-    if (stage.kind == StageKind::decoder) routes.decoder_card = stage.groups[0].ranks[0].card;
-    if (stage.kind == StageKind::denoiser)
-      for (const auto& group : stage.groups)
-        for (const auto& rank : group.ranks) routes.denoiser_cards.push_back(rank.card);
-  }
-  routes.plan = topology::json_of(options.plan).dump();
+  ClusterRoutes routes;
+  if (phase_ == Coordinator::Phase::failed) routes.failure = failure_;
+  routes.cluster_id = cluster_id_;
   routes.cluster = options.cluster;
   routes.model = options.model_name;
   routes.model_folder = options.model_folder;
   routes.dtype = options.dtype;
-  routes.numerics = nodes_.begin()->second.numerics;
   routes.defaults = options.defaults;
+  routes.ready = phase_ == Coordinator::Phase::ready;
+  if (!routes.ready) return routes;
+  routes.epoch = epoch_;
+  routes.plan_digest = plan_.digest();
+  routes.peers = peers();
+  for (const auto& card : plan_.cards) {
+    const auto& node = nodes_.at(card.node);
+    routes.card_peers.push_back(in_epoch(node) ? node.hello.peer : 0);
+  }
+  for (const auto& stage : plan_.stages)
+    if (stage.kind == StageKind::denoiser)
+      for (const auto& group : stage.groups)
+        for (const auto& rank : group.ranks) routes.denoiser_cards.push_back(rank.card);
+  routes.plan = topology::json_of(plan_).dump();
+  for (const auto& [which, node] : nodes_)
+    if (in_epoch(node)) routes.numerics = node.numerics;
   return routes;
+}
+
+CoordinatorState::Request* CoordinatorState::find_request(const std::string& id) {
+  for (auto& [number, request] : requests_)
+    if (request.id == id) return &request;
+  return nullptr;
 }
 
 Submitted CoordinatorState::on_submit(const Submit& submit) {
   Submitted answer;
-  const auto running = static_cast<std::uint32_t>(
-      std::count_if(requests_.begin(), requests_.end(), [](const auto& each) { return each.second.running; }));
-  if (phase_ != Coordinator::Phase::ready || !degraded_.empty()) {
-    answer.failure = Error{ErrorCode::unreachable,
-                           degraded_.empty() ? "the cluster is still starting" : "the cluster takes no requests: " + degraded_};
+  const auto refuse = [&](const Error& error) {
+    answer.failure = error;
     return answer;
-  }
-  if (running >= setup_.options.max_queue) {
-    answer.failure = Error{ErrorCode::pool_exhausted, std::to_string(running) + " requests are under way already", "try again later"};
-    return answer;
-  }
+  };
+  if (phase_ == Coordinator::Phase::failed) return refuse(failure_.error());
+  if (phase_ == Coordinator::Phase::ended) return refuse({ErrorCode::cancelled, "the cluster is ending"});
+  const bool id_ok = submit.id.size() == 32 && submit.id.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (!id_ok) return refuse({ErrorCode::invalid_request, "a request's id is 32 hex digits in lower case"});
   auto status = check_request(submit.spec, *setup_.model);
   if (status.ok() && submit.spec.noise_from_client) status = check_noise(submit.noise_shape, submit.spec, *setup_.model);
-  if (!status.ok()) {
-    answer.failure = status.error();
-    return answer;
-  }
+  if (!status.ok()) return refuse(status.error());
   const auto taken = std::any_of(requests_.begin(), requests_.end(), [&](const auto& each) {
-    return each.second.running && each.second.client_endpoint == submit.client_endpoint;
+    return each.second.client && each.second.client_endpoint == submit.client_endpoint && each.second.id != submit.id;
   });
-  if (submit.client_endpoint < first_client_endpoint || taken) {
-    answer.failure = Error{ErrorCode::invalid_request, "the client's endpoint number is taken or out of range"};
-    return answer;
+  if (submit.client_endpoint < first_client_endpoint || taken)
+    return refuse({ErrorCode::invalid_request, "the client's endpoint number is taken or out of range"});
+  auto* request = find_request(submit.id);
+  if (request == nullptr) {
+    const auto open = static_cast<std::uint32_t>(
+        std::count_if(requests_.begin(), requests_.end(), [](const auto& each) { return each.second.state != Request::State::closed; }));
+    const auto room = setup_.options.max_in_flight + setup_.options.max_queue;
+    bool known = false;
+    status = write([&](Journal& journal) -> Status {
+      ORRERY_TRY(found, journal.find(submit.id));
+      known = found.has_value();
+      return Done{};
+    });
+    if (!status.ok()) return refuse(status.error());
+    if (open >= room && !known)
+      return refuse({ErrorCode::pool_exhausted, std::to_string(open) + " requests are under way already", "try again later, or raise admission.max_queue"});
+    const auto now = setup_.wall_seconds();
+    auto spec = submit.spec;
+    if (spec.deadline_seconds <= 0) spec.deadline_seconds = seconds_of(setup_.options.resilience.request_deadline);
+    const auto text = json_of(spec).dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+    std::optional<Journal::Accepted> accepted;
+    status = write([&](Journal& journal) -> Status {
+      ORRERY_TRY(result, journal.accept(submit.id, text, now, spec.deadline_seconds > 0 ? now + spec.deadline_seconds : 0));
+      accepted = std::move(result);
+      return Done{};
+    });
+    if (!status.ok()) return refuse(status.error());
+    const auto& journaled = accepted->request;
+    request = &requests_[journaled.number];
+    request->id = submit.id;
+    request->number = journaled.number;
+    request->spec = spec;
+    request->outcome = journaled.outcome;
+    request->details = journaled.details;
+    request->started = setup_.clock->now();
+    if (spec.deadline_seconds > 0)
+      request->deadline = request->started + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(spec.deadline_seconds));
+    if (!accepted->is_new && journaled.outcome != RequestOutcome::open) {
+      request->state = Request::State::closed;
+      request->failure = Error{static_cast<ErrorCode>(journaled.error_code), journaled.reason};
+    }
+  } else {
+    auto same = submit.spec;
+    same.deadline_seconds = request->spec.deadline_seconds;
+    if (json_of(same) != json_of(request->spec))
+      return refuse({ErrorCode::invalid_request, "request " + submit.id + " was submitted before, with other settings", "use another id, or none"});
   }
-  const auto id = next_request_++;
-  answer.request = id;
-  RequestSetup request;
-  request.request = id;
-  request.spec = submit.spec;
-  request.client_endpoint = submit.client_endpoint;
-  request.client_data_address = submit.client_data_address;
-  request.client = submit.client;
-  request.coordinator = caf::actor_cast<caf::actor>(self_);
-  for (const auto& stage : setup_.options.plan.stages) request.stages.emplace_back(stage.kind, stages_.at(stage.kind));
-  Request entry;
-  entry.spec = submit.spec;
-  entry.client = submit.client;
-  entry.client_endpoint = submit.client_endpoint;
-  self_->monitor(submit.client);
-  entry.actor = self_->spawn(request_actor, std::move(request));
-  requests_.emplace(id, std::move(entry));
+  if (request->outcome == RequestOutcome::delivered)
+    return refuse({ErrorCode::not_found, "request " + submit.id + " was delivered already and is kept no longer", "use another id: the same prompt and seed give the same video"});
+  answer.request = request->number;
+  attach(*request, submit);
+  start_requests();
   return answer;
 }
 
-void CoordinatorState::on_cancel(const Cancel& cancel) {
-  const auto found = requests_.find(cancel.request);
-  if (found != requests_.end() && found->second.running) self_->send(found->second.actor, cancel);
+void CoordinatorState::attach(Request& request, const Submit& submit) {
+  if (request.client) self_->demonitor(request.client);
+  request.client = submit.client;
+  request.client_endpoint = submit.client_endpoint;
+  request.client_data_address = submit.client_data_address;
+  self_->monitor(submit.client);
+  if (phase_ == Coordinator::Phase::ready) self_->send(request.client, routes());
+  if (request.attempt) self_->send(request.attempt, ClientMoved{request.client_endpoint, request.client_data_address});
+  if (request.state != Request::State::closed) {
+    if (request.state == Request::State::parked) request.state = Request::State::queued;
+    request.finished.reset();
+    return;
+  }
+  if (request.outcome == RequestOutcome::completed) {
+    request.state = Request::State::queued;  // Its latents are kept: the frames are made once more.
+    return;
+  }
+  RequestEvent event;
+  event.request = request.number;
+  event.kind = static_cast<std::uint8_t>(EventKind::failed);
+  event.failure = request.failure;
+  if (event.failure.ok()) event.failure = Error{ErrorCode::cancelled, "request " + request.id + " was " + std::string(name_of(request.outcome))};
+  tell(request, event);
+}
+
+// The request goes on without its client, up to where frames would be sent.
+void CoordinatorState::detach(Request& request) {
+  request.client = nullptr;
+  request.client_endpoint = 0;
+  for (const auto& [which, node] : nodes_)
+    if (node.usable()) self_->send(node.hello.node, DropClient{request.number});
+  if (request.outcome == RequestOutcome::completed) request.finished = setup_.clock->now();
+  if (!request.attempt) return;
+  self_->send(request.attempt, ClientMoved{});
+  // In a decode there is nobody to send to: it is made again when the client is back.
+  if (request.stage == topology::name_of(StageKind::decoder)) {
+    request.client_left = true;
+    self_->send(request.attempt, Cancel{request.number, ""});
+  }
+}
+
+bool CoordinatorState::attempts_running() const {
+  return std::any_of(requests_.begin(), requests_.end(), [](const auto& each) { return each.second.state == Request::State::running; });
+}
+
+void CoordinatorState::end_attempts() {
+  for (auto& [number, request] : requests_) {
+    if (request.attempt) self_->send_exit(request.attempt, caf::exit_reason::kill);
+    request.attempt = nullptr;
+    if (request.state != Request::State::running) continue;
+    request.state = Request::State::queued;
+    ++request.interruptions;
+    // What was cancelled need not be tried again.
+    if (request.ending) finish(request, RequestOutcome::cancelled, *request.ending);
+  }
+}
+
+void CoordinatorState::start_requests() {
+  if (phase_ != Coordinator::Phase::ready || replan_at_) return;
+  std::size_t running = 0;
+  for (const auto& [number, request] : requests_) running += request.state == Request::State::running ? 1 : 0;
+  for (auto& [number, request] : requests_) {
+    if (running >= setup_.options.max_in_flight) return;
+    if (request.state != Request::State::queued) continue;
+    // What keepers have was asked when the epoch began, and the data plane may have forgotten the request.
+    if (request.attempt_epoch == epoch_) return replan("the client of request " + std::to_string(number) + " came back");
+    start_attempt(request);
+    ++running;
+  }
+}
+
+void CoordinatorState::start_attempt(Request& request) {
+  RequestSetup attempt;
+  attempt.epoch = epoch_;
+  attempt.coordinator = caf::actor_cast<caf::actor>(self_);
+  attempt.timings = request.timings;
+  std::size_t denoiser = 0, decoder = 0;
+  for (const auto& stage : plan_.stages) {
+    if (stage.kind == StageKind::denoiser) denoiser = attempt.stages.size();
+    if (stage.kind == StageKind::decoder) decoder = attempt.stages.size();
+    attempt.stages.emplace_back(stage.kind, stages_.at(stage.kind));
+  }
+  auto& run = attempt.run;
+  run.request = request.number;
+  run.spec = request.spec;
+  run.client_endpoint = request.client_endpoint;
+  run.client_data_address = request.client_data_address;
+  // Two keepers: the node of the card that sends, and the next one.
+  const auto& first = plan_.cards[plan_.stage(StageKind::denoiser)->groups[0].ranks[0].card].node;
+  const auto living = peers();
+  for (std::size_t i = 0; i < living.size(); ++i)
+    if (living[i].name == first) {
+      run.keepers.push_back(first_keeper_endpoint + living[i].peer);
+      if (living.size() > 1) run.keepers.push_back(first_keeper_endpoint + living[(i + 1) % living.size()].peer);
+    }
+  // Where to go on: the newest latents, and embeddings, that a living keeper has. Two that differ are both refused.
+  const auto newest = [&](Edge edge) {
+    std::pair<const Node*, KeptItem> best{nullptr, {}};
+    for (const auto& [which, node] : nodes_) {
+      if (!in_epoch(node)) continue;
+      for (const auto& item : node.kept) {
+        if (item.request != request.number || item.edge != static_cast<std::uint32_t>(edge)) continue;
+        if (best.first != nullptr && item.step == best.second.step && item.digest != best.second.digest) {
+          log_event(Level::error, "restart_point.differs", {{"request", request.number}, {"step", item.step}, {"edge", item.edge}});
+          return std::pair<const Node*, KeptItem>{nullptr, {}};
+        }
+        if (best.first == nullptr || item.step > best.second.step) best = {&node, item};
+      }
+    }
+    return best;
+  };
+  std::uint32_t resume_step = 0;
+  // Saved tensors of former steps may not have arrived: all are sent again. The client's own noise comes once an epoch.
+  if (!request.spec.save_tensors) {
+    const auto prompt = newest(Edge::prompt_embeds), negative = newest(Edge::negative_prompt_embeds), latents = newest(Edge::restart_latents);
+    const bool embeds = prompt.first != nullptr && (request.spec.guidance <= 1 || negative.first == prompt.first);
+    if (latents.first != nullptr) {
+      run.latents_keeper = first_keeper_endpoint + latents.first->hello.peer;
+      run.latents_node = {latents.first->hello.node};
+    }
+    if (latents.first != nullptr && latents.second.step >= request.spec.steps) {
+      attempt.at = decoder;
+      resume_step = request.spec.steps;
+    } else if (embeds) {
+      attempt.at = denoiser;
+      run.prompt_rows = prompt.second.rows;
+      run.negative_rows = request.spec.guidance > 1 ? negative.second.rows : 0;
+      run.embeds_keeper = first_keeper_endpoint + prompt.first->hello.peer;
+      run.embeds_node = {prompt.first->hello.node};
+      if (latents.first != nullptr) resume_step = latents.second.step;
+      run.resume_step = resume_step;
+    }
+    if (attempt.at == 0 || resume_step == 0) {
+      run.latents_keeper = 0;
+      run.latents_node.clear();
+    }
+  }
+  if (request.interruptions > 0 && !incidents_.empty() && request.outcome == RequestOutcome::open) {
+    const auto repeated = request.steps_done > resume_step ? request.steps_done - resume_step : 0;
+    request.steps_repeated += repeated;
+    incidents_.back().steps_repeated = std::max(incidents_.back().steps_repeated, repeated);
+    std::size_t cards = plan_.cards.size() - lost_cards().size();
+    RequestEvent notice;
+    notice.request = request.number;
+    notice.kind = static_cast<std::uint8_t>(EventKind::notice);
+    notice.details = incidents_.back().what + "; going on with " + cards_text(cards) +
+                     (attempt.at == decoder ? " at the decoder" : resume_step > 0 ? " after step " + std::to_string(resume_step) : " from the start");
+    tell(request, notice);
+    request.steps_done = resume_step;
+  }
+  request.client_left = false;
+  request.attempt_epoch = epoch_;
+  request.state = Request::State::running;
+  request.attempt = self_->spawn(request_actor, std::move(attempt));
 }
 
 void CoordinatorState::on_request_event(const RequestEvent& event) {
   const auto found = requests_.find(event.request);
-  if (found == requests_.end()) return;
+  if (found == requests_.end() || found->second.state != Request::State::running) return;
   auto& request = found->second;
   const auto kind = static_cast<EventKind>(event.kind);
-  if (!event.stage.empty()) request.stage = event.stage;
+  const bool denoising = event.stage == topology::name_of(StageKind::denoiser);
+  if (!event.stage.empty() && event.stage != request.stage) {
+    request.stage = event.stage;
+    request.tries = 0;
+  }
   request.done = event.done;
   request.total = event.total;
-  if (kind != EventKind::completed && kind != EventKind::failed) return;
-  request.running = false;
-  request.state = kind == EventKind::completed ? "completed" : "failed: " + event.failure.message;
-  if (kind == EventKind::failed) drop(event.request);
-  // Only the latest are kept for `status`.
-  while (requests_.size() > 256 && !requests_.begin()->second.running) requests_.erase(requests_.begin());
+  if (denoising && kind == EventKind::progress && event.done > request.steps_done) {
+    request.steps_done = static_cast<std::uint32_t>(event.done);
+    request.tries = 0;
+  }
+  if (kind == EventKind::progress && !incidents_.empty() && incidents_.back().resumed < 0)
+    incidents_.back().resumed = seconds_of(setup_.clock->now() - incidents_.back().at);
+  tell(request, event);
+  // A step boundary: nothing is lost by a new plan now.
+  if (take_back_ && phase_ == Coordinator::Phase::ready && denoising && kind == EventKind::progress) take_back();
 }
 
-void CoordinatorState::on_fetched(const Fetched& fetched) { drop(fetched.request); }
+void CoordinatorState::on_attempt_ended(const AttemptEnded& attempt) {
+  const auto found = requests_.find(attempt.request);
+  if (found == requests_.end()) return;
+  auto& request = found->second;
+  if (attempt.epoch != epoch_ || request.state != Request::State::running) {
+    if (!attempt.failure.ok()) consequence(attempt.failure.message);
+    return;
+  }
+  request.attempt = nullptr;
+  auto stages = parse_json(attempt.stages, "stages");
+  if (stages.ok())
+    for (const auto& [stage, details] : stages.value().items()) request.timings[stage] = OrderedJson::parse(details.dump());
+  const auto park = [&] {
+    request.state = request.client ? Request::State::queued : Request::State::parked;
+    request.finished = setup_.clock->now();
+  };
+  if (attempt.failure.ok() && !attempt.stage.empty()) {
+    park();
+  } else if (attempt.failure.ok()) {
+    finish(request, RequestOutcome::completed, {});
+  } else if (request.ending) {
+    finish(request, RequestOutcome::cancelled, *request.ending);
+  } else if (request.client_left) {
+    park();
+  } else if (is_final(static_cast<ErrorCode>(attempt.failure.code))) {
+    finish(request, RequestOutcome::failed, attempt.failure);
+  } else {
+    interrupted(request, attempt.failure, attempt.suspects);
+    return;
+  }
+  start_requests();
+}
+
+void CoordinatorState::interrupted(Request& request, const Failure& failure, const std::vector<std::uint32_t>& suspects) {
+  request.state = Request::State::queued;
+  ++request.interruptions;
+  log_event(Level::warn, "request.interrupted", {{"request", request.number}, {"why", failure.message}});
+  if (++request.tries > tries_max)
+    return finish(request, RequestOutcome::failed,
+                  Error{static_cast<ErrorCode>(failure.code), "given up after " + std::to_string(tries_max) + " attempts without progress: " + failure.message,
+                        failure.hint});
+  if (!setup_.options.resilience.replan_on_loss) {
+    finish(request, RequestOutcome::failed, failure);
+  }
+  bool known = false;
+  std::string card, node;
+  for (const auto each : suspects)
+    if (suspect(each, failure.message)) {
+      known = true;
+      card = plan_.card_name(each);
+      node = plan_.cards[each].node;
+    }
+  if (!known) {
+    // Whatever it was will be found by its connection or its silence; else the same cards try again.
+    if (!replan_at_) {
+      replan_at_ = setup_.clock->now() + cause_grace;
+      replan_why_ = failure.message;
+    }
+    return;
+  }
+  auto& entry = incident(failure.message);
+  entry.card = card;
+  entry.node = node;
+  entry.detected = 0;
+  replan(failure.message);
+}
+
+void CoordinatorState::finish(Request& request, RequestOutcome outcome, const Failure& failure) {
+  const auto number = request.number;
+  const bool again = request.outcome == RequestOutcome::completed;  // Its frames were made once more.
+  request.state = Request::State::closed;
+  request.attempt = nullptr;
+  request.failure = failure;
+  request.finished = setup_.clock->now();
+  OrderedJson details;
+  details["seconds"] = seconds_of(setup_.clock->now() - request.started);
+  details["stages"] = request.timings;
+  if (request.interruptions > 0) {
+    details["interruptions"] = request.interruptions;
+    details["steps_repeated"] = request.steps_repeated;
+  }
+  RequestEvent event;
+  event.request = number;
+  event.kind = static_cast<std::uint8_t>(outcome == RequestOutcome::completed ? EventKind::completed : EventKind::failed);
+  event.failure = failure;
+  event.details = details.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+  request.details = event.details;
+  // Told once it is written, in order; a disk that is full holds the answer back, not the work.
+  if (!again || outcome != RequestOutcome::completed) {
+    request.outcome = outcome;
+    const auto wall = setup_.wall_seconds();
+    later([=, this](Journal& journal) -> Status {
+      if (auto status = journal.finish(number, outcome, failure.code, failure.message, event.details, wall);
+          !status.ok() && status.error().code != ErrorCode::out_of_step)
+        return status;
+      if (const auto found = requests_.find(number); found != requests_.end()) tell(found->second, event);
+      return Done{};
+    });
+  } else {
+    tell(request, event);
+  }
+  if (outcome != RequestOutcome::completed) drop(number);
+  // Only the latest are kept here; the journal knows them all.
+  for (auto each = requests_.begin(); requests_.size() > requests_max && each != requests_.end();) {
+    const bool needed = each->second.state != Request::State::closed || each->second.outcome == RequestOutcome::completed || each->first == number;
+    each = needed ? std::next(each) : requests_.erase(each);
+  }
+}
+
+void CoordinatorState::end_request(Request& request, const Failure& failure) {
+  request.ending = failure;
+  if (request.state == Request::State::running && request.attempt) {
+    self_->send(request.attempt, Cancel{request.number, ""});
+    return;
+  }
+  if (request.state != Request::State::closed) finish(request, RequestOutcome::cancelled, failure);
+}
+
+Cancelled CoordinatorState::on_cancel(const Cancel& cancel) {
+  Cancelled answer;
+  std::vector<std::uint64_t> chosen;
+  for (const auto& [number, request] : requests_) {
+    if (request.state == Request::State::closed) continue;
+    const bool wanted = cancel.request != 0 ? number == cancel.request
+                                            : cancel.id == "all" || (!cancel.id.empty() && request.id.starts_with(cancel.id));
+    if (wanted) chosen.push_back(number);
+  }
+  if (cancel.request == 0 && cancel.id != "all") {
+    if (chosen.empty())
+      answer.failure = Error{ErrorCode::not_found, "no open request has an id that begins with '" + cancel.id + "'", "see `orrery status`"};
+    if (chosen.size() > 1)
+      answer.failure = Error{ErrorCode::usage, std::to_string(chosen.size()) + " open requests have ids that begin with '" + cancel.id + "'", "give more digits"};
+    if (!answer.failure.ok()) return answer;
+  }
+  for (const auto number : chosen)
+    end_request(requests_.at(number), Error{ErrorCode::cancelled, "request " + std::to_string(number) + " was cancelled"});
+  answer.count = static_cast<std::uint32_t>(chosen.size());
+  return answer;
+}
+
+Cancelled CoordinatorState::on_fetched(const Fetched& fetched) {
+  Cancelled answer;
+  const auto found = requests_.find(fetched.request);
+  if (found == requests_.end()) {
+    answer.failure = Error{ErrorCode::not_found, "there is no request " + std::to_string(fetched.request)};
+    return answer;
+  }
+  auto& request = found->second;
+  if (request.outcome == RequestOutcome::delivered) return answer;
+  const auto wall = setup_.wall_seconds();
+  // One digest per request: a second delivery with other bytes would be a broken promise, and is refused.
+  const auto status = write([&](Journal& journal) -> Status {
+    if (!fetched.digest.empty()) ORRERY_TRY_DONE(journal.set_digest(fetched.request, fetched.digest));
+    return journal.finish(fetched.request, RequestOutcome::delivered, 0, "", request.details, wall);
+  });
+  if (!status.ok()) {
+    answer.failure = status.error();
+    return answer;
+  }
+  request.outcome = RequestOutcome::delivered;
+  answer.count = 1;
+  drop(fetched.request);
+  return answer;
+}
+
+void CoordinatorState::tell(const Request& request, const RequestEvent& event) {
+  if (request.client) self_->send(request.client, event);
+}
+
+void CoordinatorState::tell_all(const std::string& notice) {
+  for (const auto& [number, request] : requests_) {
+    if (request.state == Request::State::closed) continue;
+    RequestEvent event;
+    event.request = number;
+    event.kind = static_cast<std::uint8_t>(EventKind::notice);
+    event.details = notice;
+    tell(request, event);
+  }
+}
 
 void CoordinatorState::drop(std::uint64_t request) {
   for (const auto& [which, node] : nodes_)
-    if (!node.lost) self_->send(node.hello.node, DropRequest{request});
+    if (node.state == Node::State::up) self_->send(node.hello.node, DropRequest{request});
 }
 
 void CoordinatorState::on_shutdown(const Shutdown& order) {
   for (const auto& [which, node] : nodes_)
-    if (!node.lost) self_->send(node.hello.node, order);
+    if (node.state == Node::State::up || node.state == Node::State::lost) self_->send(node.hello.node, order);
+  end_attempts();
   phase_ = Coordinator::Phase::ended;
   setup_.board->update([&](CoordinatorBoard& board) {
     board.end_asked = true;
@@ -309,57 +1159,179 @@ void CoordinatorState::on_shutdown(const Shutdown& order) {
   });
 }
 
+// ---- questions --------------------------------------------------------------------------------------------------
+
+caf::response_promise CoordinatorState::on_fault(const FaultCommand& command) {
+  auto promise = self_->make_response_promise();
+  auto answers = std::make_shared<OrderedJson>(OrderedJson::array());
+  auto left = std::make_shared<std::size_t>(0);
+  auto failure = std::make_shared<Failure>();
+  auto good = std::make_shared<std::size_t>(0);
+  std::vector<caf::actor> targets;
+  for (const auto& [which, node] : nodes_)
+    if (node.state == Node::State::up && (command.node.empty() || command.node == which)) targets.push_back(node.hello.node);
+  const bool heals = static_cast<FaultVerb>(command.verb) == FaultVerb::heal;
+  if (command.node == "coordinator" || (command.node.empty() && setup_.faults != nullptr)) {
+    Status done = Done{};
+    if (setup_.faults == nullptr) {
+      done = Error{ErrorCode::unsupported, "the coordinator was started without fault injection", "start the cluster with --allow-faults"};
+    } else if (static_cast<FaultVerb>(command.verb) == FaultVerb::inject) {
+      auto order = fault_order_from_json(command.order);
+      done = order.ok() ? setup_.faults->apply(std::move(order).value()) : Status(order.error());
+    } else if (heals) {
+      done = setup_.faults->heal(command.order);
+    }
+    if (done.ok()) ++*good;
+    else *failure = done.error();
+    if (setup_.faults != nullptr) answers->push_back(OrderedJson{{"node", "coordinator"}, {"faults", setup_.faults->list()}});
+    if (targets.empty()) {
+      FaultAnswer own;
+      own.failure = *failure;
+      own.json = answers->dump();
+      promise.deliver(own);
+      return promise;
+    }
+  }
+  if (targets.empty()) {
+    FaultAnswer none;
+    none.failure = Error{ErrorCode::not_found, command.node.empty() ? "no node is up" : "node " + command.node + " is not up"};
+    promise.deliver(none);
+    return promise;
+  }
+  *left = targets.size();
+  const std::function<void(const FaultAnswer&)> answered = [=](const FaultAnswer& answer) mutable {
+    if (answer.failure.ok()) ++*good;
+    else *failure = answer.failure;
+    if (auto json = parse_json(answer.json.empty() ? "null" : answer.json, "answer"); json.ok()) answers->push_back(OrderedJson::parse(json.value().dump()));
+    if (--*left > 0) return;
+    FaultAnswer all;
+    // A fault is healed by whoever has it; the others do not know its name.
+    if (!heals || *good == 0) all.failure = *failure;
+    all.json = answers->dump();
+    promise.deliver(all);
+  };
+  for (const auto& node : targets)
+    self_->request(node, std::chrono::seconds(5), command)
+        .then([answered](const FaultAnswer& answer) { answered(answer); }, [this, answered](const caf::error& error) {
+          FaultAnswer none;
+          none.failure = error_of(self_->system(), error, "a node did not answer");
+          answered(none);
+        });
+  return promise;
+}
+
 caf::response_promise CoordinatorState::on_status() {
   auto promise = self_->make_response_promise();
-  static constexpr const char* phases[] = {"waiting for nodes", "loading", "ready", "failed", "ended"};
+  static constexpr const char* phases[] = {"waiting for nodes", "loading", "ready", "waiting for cards", "failed", "ended"};
   auto status = std::make_shared<OrderedJson>();
   auto& json = *status;
   json["cluster"] = setup_.options.cluster;
   json["phase"] = phases[static_cast<std::size_t>(phase_)];
-  if (!degraded_.empty()) json["degraded"] = degraded_;
+  if (!waiting_for_.empty()) json["waiting_for"] = waiting_for_;
+  if (!journal_trouble_.empty()) json["journal"] = journal_trouble_;
+  if (!failure_.ok()) json["failure"] = {{"code", failure_.code}, {"message", failure_.message}, {"hint", failure_.hint}};
   json["model"] = setup_.options.model_name;
   json["dtype"] = setup_.options.dtype;
   json["epoch"] = epoch_;
+  json["term"] = term_;
+  json["missing"] = OrderedJson::array();
+  std::uint64_t done = 0, total = 0;
+  for (const auto& which : setup_.options.nodes) {
+    const auto& node = nodes_.at(which);
+    if (node.state == Node::State::missing || (node.state == Node::State::lost && !was_ready_)) json["missing"].push_back(which);
+    done += node.bytes_done;
+    total += node.bytes_total;
+  }
+  json["load"] = {{"done", done}, {"total", total}};
   json["nodes"] = OrderedJson::array();
   for (const auto& which : setup_.options.nodes) {
-    OrderedJson node;
-    node["name"] = which;
-    const auto found = nodes_.find(which);
-    node["state"] = found == nodes_.end() ? "missing" : found->second.lost ? "lost" : found->second.loaded ? "up" : "loading";
-    if (found != nodes_.end()) {
-      node["pid"] = found->second.hello.pid;
-      node["control"] = found->second.hello.control_host + ":" + std::to_string(found->second.hello.control_port);
-      node["data"] = found->second.hello.data_address;
-      node["numerics"] = found->second.numerics;
+    OrderedJson entry;
+    const auto& node = nodes_.at(which);
+    entry["name"] = which;
+    switch (node.state) {
+      case Node::State::missing: entry["state"] = "missing"; break;
+      case Node::State::lost: entry["state"] = "lost"; break;
+      case Node::State::quarantined: entry["state"] = "quarantined"; break;
+      case Node::State::up: entry["state"] = node.retry_at ? "left out" : node.loaded_epoch == epoch_ ? "up" : "loading"; break;
     }
-    json["nodes"].push_back(node);
+    if (!node.why.empty()) entry["why"] = node.why;
+    if (node.state != Node::State::missing) {
+      entry["pid"] = node.hello.pid;
+      entry["control"] = node.hello.control_host + ":" + std::to_string(node.hello.control_port);
+      entry["data"] = node.hello.data_address;
+      entry["numerics"] = node.numerics;
+      entry["last_heard_ms"] = seconds_of(setup_.clock->now() - node.last_heard) * 1000;
+    }
+    json["nodes"].push_back(entry);
+  }
+  json["card_conditions"] = OrderedJson::array();
+  for (const auto& [card, condition] : cards_) {
+    if (!condition.quarantined && !condition.retry_at && condition.slowdown <= 1) continue;
+    OrderedJson entry;
+    entry["card"] = setup_.options.plan.card_name(card);
+    entry["state"] = condition.quarantined ? "quarantined" : condition.retry_at ? "suspected" : "slow";
+    if (condition.slowdown > 1) entry["slowdown"] = condition.slowdown;
+    if (!condition.why.empty()) entry["why"] = condition.why;
+    json["card_conditions"].push_back(entry);
   }
   json["requests"] = OrderedJson::array();
-  for (const auto& [id, request] : requests_) {
+  for (const auto& [number, request] : requests_) {
     OrderedJson entry;
-    entry["id"] = id;
-    entry["state"] = request.state;
+    entry["id"] = number;
+    entry["key"] = request.id;
+    switch (request.state) {
+      case Request::State::queued: entry["state"] = phase_ == Coordinator::Phase::starved ? "waiting for cards" : "queued"; break;
+      case Request::State::running: entry["state"] = "running"; break;
+      case Request::State::parked: entry["state"] = "waiting for its client"; break;
+      case Request::State::closed: entry["state"] = name_of(request.outcome); break;
+    }
+    if (!request.failure.ok()) entry["reason"] = request.failure.message;
     entry["stage"] = request.stage;
     entry["done"] = request.done;
     entry["total"] = request.total;
+    if (request.interruptions > 0) {
+      entry["interruptions"] = request.interruptions;
+      entry["steps_repeated"] = request.steps_repeated;
+    }
     entry["prompt"] = request.spec.prompt.substr(0, 200);
     json["requests"].push_back(entry);
   }
+  json["incidents"] = OrderedJson::array();
+  for (const auto& each : incidents_) {
+    OrderedJson entry;
+    entry["at"] = each.wall;
+    entry["epoch"] = each.epoch;
+    entry["what"] = each.what;
+    if (!each.node.empty()) entry["node"] = each.node;
+    if (!each.card.empty()) entry["card"] = each.card;
+    const auto milliseconds = [&](const char* key, double seconds) {
+      if (seconds >= 0) entry[key] = std::round(seconds * 1e5) / 100;
+    };
+    milliseconds("detected_ms", each.detected);
+    milliseconds("fenced_ms", each.fenced);
+    milliseconds("replanned_ms", each.planned);
+    milliseconds("loaded_ms", each.loaded);
+    milliseconds("resumed_ms", each.resumed);
+    entry["bytes_read"] = each.bytes_read;
+    entry["steps_repeated"] = each.steps_repeated;
+    if (!each.consequences.empty()) entry["consequences"] = each.consequences;
+    json["incidents"].push_back(entry);
+  }
   // Then what each node says of itself, as far as it answers in time.
   auto left = std::make_shared<std::size_t>(0);
-  for (const auto& [which, node] : nodes_) *left += node.lost ? 0 : 1;
-  const auto finish = [status](caf::response_promise answer) {
+  for (const auto& [which, node] : nodes_) *left += node.state == Node::State::up ? 1 : 0;
+  const auto finish_answer = [status](caf::response_promise answer) {
     StatusText text;
     text.json = status->dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
     answer.deliver(text);
   };
   if (*left == 0) {
-    finish(promise);
+    finish_answer(promise);
     return promise;
   }
   for (const auto& [which, node] : nodes_) {
-    if (node.lost) continue;
-    self_->request(node.hello.node, std::chrono::seconds(2), AskNodeHealth{})
+    if (node.state != Node::State::up) continue;
+    self_->request(node.hello.node, std::chrono::seconds(1), AskNodeHealth{})
         .then(
             [=](const NodeHealth& health) mutable {
               for (auto& entry : (*status)["nodes"])
@@ -376,10 +1348,10 @@ caf::response_promise CoordinatorState::on_status() {
                     entry["cards"].push_back(
                         {{"bytes", health.card_bytes[i]}, {"bytes_max", health.card_bytes_max[i]}, {"budget", health.card_budget[i]}});
                 }
-              if (--*left == 0) finish(promise);
+              if (--*left == 0) finish_answer(promise);
             },
             [=](const caf::error&) mutable {
-              if (--*left == 0) finish(promise);
+              if (--*left == 0) finish_answer(promise);
             });
   }
   return promise;
@@ -392,11 +1364,30 @@ Coordinator::Coordinator(std::unique_ptr<State> state) : state_(std::move(state)
 Result<std::unique_ptr<Coordinator>> Coordinator::start(Control& control, CoordinatorOptions options) {
   ORRERY_TRY(model, compiler::open_model_folder(options.model_folder));
   ORRERY_TRY_DONE(check_whole(model));
+  std::error_code failed;
+  std::filesystem::create_directories(options.state_folder, failed);
+  if (failed) return Error{ErrorCode::io_failed, "cannot make " + options.state_folder + ": " + failed.message()};
+  JournalOptions journal_options;
+  journal_options.folder = options.state_folder;
   auto state = std::make_unique<State>();
+  if (options.allow_faults) {
+    state->disk = std::make_unique<FaultyStorage>();
+    state->faults = std::make_unique<FaultSwitch>(state->clock);
+    state->faults->bind_disk(&state->disk->faults());
+    journal_options.storage = state->disk.get();
+  }
+  ORRERY_TRY(journal, Journal::open(journal_options));
   state->control = &control;
+  state->cluster_id = journal->cluster_id();
+  state->term = journal->term();
   CoordinatorSetup setup;
   setup.model = std::make_shared<const compiler::ModelFolder>(std::move(model));
   setup.board = &state->board;
+  setup.faults = state->faults.get();
+  setup.clock = &state->clock;
+  setup.wall_seconds = [] { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); };
+  setup.journal = std::move(journal);
+  setup.open_journal = [journal_options]() -> Result<std::unique_ptr<Journal>> { return Journal::open(journal_options); };
   const auto host = options.listen_host;
   const auto wanted_port = options.listen_port;
   setup.options = std::move(options);
@@ -414,12 +1405,9 @@ Coordinator::~Coordinator() {
 }
 
 std::uint16_t Coordinator::port() const { return state_->port; }
+std::uint64_t Coordinator::cluster_id() const { return state_->cluster_id; }
+std::uint64_t Coordinator::term() const { return state_->term; }
 
-Coordinator::Phase Coordinator::wait(Duration limit) {
-  const auto over = [](const CoordinatorBoard& board) { return board.phase >= Phase::ready; };
-  state_->board.wait_for(limit, over);
-  return state_->board.get().phase;
-}
 bool Coordinator::wait_for_end(Duration limit) {
   return state_->board.wait_for(limit, [](const CoordinatorBoard& board) { return board.end_asked || board.phase >= Phase::failed; });
 }
@@ -428,7 +1416,6 @@ Status Coordinator::outcome() const {
   if (!board.failure.ok()) return board.failure.error();
   return Done{};
 }
-std::vector<std::string> Coordinator::missing() const { return state_->board.get().missing; }
 
 std::string Coordinator::status() const {
   std::string text;

@@ -15,6 +15,9 @@ inline constexpr std::uint16_t edge_stream = 0xffff;
 /// Endpoints of clients are numbered from here; cards have the plan's numbers, below.
 inline constexpr std::uint32_t first_client_endpoint = 0x40000000;
 
+/// Endpoints of keepers (keeper.hpp) are numbered from here, by their node's number on the data plane.
+inline constexpr std::uint32_t first_keeper_endpoint = 0x20000000;
+
 enum class Edge : std::uint32_t {
   noise = 1,               // client -> denoiser, when the client brings its own
   prompt_embeds = 2,       // encoder -> denoiser (and client)
@@ -24,6 +27,7 @@ enum class Edge : std::uint32_t {
   vae_input = 6,           // decoder -> client (saved tensors)
   video_raw = 7,           // decoder -> client (saved tensors), a piece per latent frame
   frames = 8,              // decoder -> client, u8 [F,H,W,3], a piece per latent frame
+  restart_latents = 9,     // denoiser -> keepers, after each step; keeper -> denoiser, to go on
 };
 
 }  // namespace orrery::actors

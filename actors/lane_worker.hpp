@@ -5,11 +5,14 @@
 
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <mutex>
 #include <thread>
+
+#include "base/clock.hpp"
 
 namespace orrery::actors {
 
@@ -19,15 +22,25 @@ public:
   LaneWorker() : thread_([this] { work(); }) {}
   /// Finishes the item at hand, drops the others.
   ~LaneWorker() {
+    ask_to_end();
+    thread_.join();
+  }
+  LaneWorker(const LaneWorker&) = delete;
+  LaneWorker& operator=(const LaneWorker&) = delete;
+
+  /// As the destructor does, without waiting.
+  void ask_to_end() {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
     changed_.notify_all();
-    thread_.join();
   }
-  LaneWorker(const LaneWorker&) = delete;
-  LaneWorker& operator=(const LaneWorker&) = delete;
+  /// Waits until the thread has nothing more to do, at most `limit`; whether it came to that.
+  bool ended(Duration limit) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::max(limit, Duration{}), [&] { return ended_; });
+  }
 
   /// Bounded by its callers: a stage has at most two items under way per card.
   void post(std::function<void()> item) {
@@ -45,7 +58,11 @@ private:
       {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [&] { return stopping_ || !items_.empty(); });
-        if (stopping_) return;
+        if (stopping_) {
+          ended_ = true;
+          changed_.notify_all();
+          return;
+        }
         item = std::move(items_.front());
         items_.pop_front();
       }
@@ -57,6 +74,7 @@ private:
   std::condition_variable changed_;
   std::deque<std::function<void()>> items_;  // Guarded by mutex_.
   bool stopping_ = false;                    // Guarded by mutex_.
+  bool ended_ = false;                       // Guarded by mutex_.
   std::thread thread_;
 };
 

@@ -20,7 +20,7 @@
 namespace orrery::actors {
 
 /// The control plane's version; a greeting with another one is refused.
-inline constexpr std::uint32_t control_version = 1;
+inline constexpr std::uint32_t control_version = 2;
 
 /// An Error on the wire.
 struct Failure {
@@ -40,20 +40,24 @@ typename Inspector::result_type inspect(Inspector& f, Failure& x) {
 
 // ---- node and coordinator ---------------------------------------------------------------------------------
 
-/// Node to coordinator, once connected: I am here. Answered by NodeWelcome.
+/// Node to coordinator, once connected, and again whenever it lost the coordinator or was told to Rejoin: I am here.
+/// Answered by NodeWelcome.
 struct NodeHello {
   std::uint32_t version = 0;
   std::uint64_t cluster_id = 0;
   std::string name;
+  std::uint64_t session = 0;  // This life of the process: random.
+  std::uint64_t epoch = 0;    // Of the plan that it has loaded; 0: none.
   std::string control_host;
   std::uint16_t control_port = 0;
+  std::uint32_t peer = 0;    // On the data plane.
   std::string data_address;  // Of its Exchange: "tcp://..." or "ipc://..."
   std::int64_t pid = 0;
   caf::actor node;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, NodeHello& x) {
-  return f(x.version, x.cluster_id, x.name, x.control_host, x.control_port, x.data_address, x.pid, x.node);
+  return f(x.version, x.cluster_id, x.name, x.session, x.epoch, x.control_host, x.control_port, x.peer, x.data_address, x.pid, x.node);
 }
 
 struct NodeWelcome {
@@ -69,39 +73,149 @@ struct PeerAddress {
   std::string name;
   std::string control_host;
   std::uint16_t control_port = 0;
+  std::uint32_t peer = 0;
   std::string data_address;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, PeerAddress& x) {
-  return f(x.name, x.control_host, x.control_port, x.data_address);
+  return f(x.name, x.control_host, x.control_port, x.peer, x.data_address);
 }
 
-/// Coordinator to every node: your part of the plan. Causes cards to be made, weights to be read, neighbours to be
-/// connected; LoadProgress meanwhile; answered by PlanLoaded.
+/// A copy of a tensor that a keeper holds, so that a request can go on after a failure (keeper.hpp).
+struct KeptItem {
+  std::uint64_t request = 0;
+  std::uint32_t edge = 0;    // Edge
+  std::uint32_t step = 0;    // Latents: finished steps.
+  std::uint32_t rows = 0;    // First extent: of embeddings, the number of tokens.
+  std::uint64_t digest = 0;  // xxh3 of the bytes.
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, KeptItem& x) {
+  return f(x.request, x.edge, x.step, x.rows, x.digest);
+}
+
+/// Coordinator to every living node: a new epoch begins, with this plan. Ends all work of former epochs; causes cards to
+/// be made, weights that are not on them yet to be read, neighbours to be connected; LoadProgress meanwhile; answered by
+/// PlanLoaded. An epoch that is not later than the node's is refused with stale_epoch.
 struct LoadPlan {
   std::uint64_t epoch = 0;
   std::string plan;          // topology::Plan as JSON.
   std::string model_folder;  // Absolute; read by each node from its own file system.
   std::string dtype;         // "float32" or "bfloat16"
-  std::vector<PeerAddress> peers;
+  std::vector<PeerAddress> peers;  // The living nodes.
   caf::actor coordinator;
-  double collective_deadline_seconds = 60;
+  double collective_deadline_seconds = 60;  // Until times were measured (program_runner.hpp).
   std::vector<std::string> guardrail_folders;  // Word lists of the text guardrail.
   std::uint32_t queue_max = 64;                // Requests that may wait at a stage.
+  double straggler_factor = 1.5;               // A card that takes so many times its group's median ...
+  std::uint32_t straggler_steps = 5;           // ... in so many steps in a row is reported.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, LoadPlan& x) {
   return f(x.epoch, x.plan, x.model_folder, x.dtype, x.peers, x.coordinator, x.collective_deadline_seconds,
-           x.guardrail_folders, x.queue_max);
+           x.guardrail_folders, x.queue_max, x.straggler_factor, x.straggler_steps);
 }
 
 struct PlanLoaded {
   Failure failure;
   std::string numerics;  // The numerics class that the node's kernels belong to.
+  std::uint64_t bytes_read = 0;    // Weights that were not on the cards yet.
+  std::vector<KeptItem> kept = {};  // Restart points that this node holds.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, PlanLoaded& x) {
-  return f(x.failure, x.numerics);
+  return f(x.failure, x.numerics, x.bytes_read, x.kept);
+}
+
+/// Coordinator to every node a few times a second: are you there? Answered by a Pong message of its own.
+struct Ping {
+  std::uint64_t round = 0;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, Ping& x) {
+  return f(x.round);
+}
+struct Pong {
+  std::string node;
+  std::uint64_t session = 0;
+  std::uint64_t round = 0;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, Pong& x) {
+  return f(x.node, x.session, x.round);
+}
+
+/// Coordinator to a node that it had given up: your epoch is over; stop what you do and say hello again.
+struct Rejoin {
+  std::string reason;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, Rejoin& x) {
+  return f(x.reason);
+}
+
+/// Node to coordinator: a neighbour that one of my cards waits for has been silent for so long.
+struct LinkSilent {
+  std::string node, peer;
+  std::uint64_t epoch = 0;
+  double seconds = 0;
+  std::string waiting_for;  // "op 17 of step 12, request 4, from card 3 to card 0"
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, LinkSilent& x) {
+  return f(x.node, x.peer, x.epoch, x.seconds, x.waiting_for);
+}
+
+/// Launcher to coordinator: this node's process is dead (and whether it will be started again).
+struct NodeDied {
+  std::string node;
+  std::int64_t pid = 0;  // 0: whichever.
+  std::string how;       // "was ended by signal 9 (Killed)"
+  bool quarantined = false;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, NodeDied& x) {
+  return f(x.node, x.pid, x.how, x.quarantined);
+}
+
+/// Denoiser or decoder stage to the node of a keeper: send what you keep to these endpoints. Answered by KeptSent.
+struct SendKept {
+  std::uint64_t request = 0;
+  std::uint32_t edge = 0;
+  std::uint32_t step = 0;
+  std::vector<std::uint32_t> targets;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, SendKept& x) {
+  return f(x.request, x.edge, x.step, x.targets);
+}
+struct KeptSent {
+  Failure failure;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, KeptSent& x) {
+  return f(x.failure);
+}
+
+/// A tool to the coordinator, and the coordinator to a node: fault injection, where it was allowed. `order` is JSON
+/// (fault_switch.hpp) for `inject`, a name or nothing for `heal`. Answered by FaultAnswer.
+enum class FaultVerb : std::uint8_t { inject, heal, list };
+struct FaultCommand {
+  std::uint8_t verb = 0;
+  std::string node;  // Which node's; empty with heal and list: all.
+  std::string order;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, FaultCommand& x) {
+  return f(x.verb, x.node, x.order);
+}
+struct FaultAnswer {
+  Failure failure;
+  std::string json;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, FaultAnswer& x) {
+  return f(x.failure, x.json);
 }
 
 /// Node to coordinator while weights are read, at most a few times a second.
@@ -151,12 +265,22 @@ typename Inspector::result_type inspect(Inspector& f, CardHandle& x) {
   return f(x.failure, x.card);
 }
 
-/// Coordinator to all nodes: drop everything of this request (lanes, stored messages, waiting receives).
+/// Coordinator to all nodes: drop everything of this request (lanes, stored messages, waiting receives, what is kept).
+/// Stage to its cards: end its programs.
 struct DropRequest {
   std::uint64_t request = 0;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, DropRequest& x) {
+  return f(x.request);
+}
+
+/// Coordinator to all nodes: this request's client went away; nothing can be sent to it.
+struct DropClient {
+  std::uint64_t request = 0;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, DropClient& x) {
   return f(x.request);
 }
 
@@ -192,7 +316,7 @@ typename Inspector::result_type inspect(Inspector& f, NodeHealth& x) {
 
 // ---- requests -----------------------------------------------------------------------------------------------
 
-/// Client to coordinator: where is everybody? Answered by ClusterRoutes.
+/// Client to coordinator: what and where is everybody? Answered by ClusterRoutes, also while there is no plan.
 struct AskRoutes {
   std::uint32_t version = control_version;
 };
@@ -200,25 +324,30 @@ template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, AskRoutes& x) {
   return f(x.version);
 }
+/// Also from coordinator to every client whose request is open, whenever an epoch has become ready.
 struct ClusterRoutes {
-  Failure failure;
-  std::uint64_t cluster_id = 0, epoch = 0, plan_digest = 0;
+  Failure failure;  // A client of another version.
+  std::uint64_t cluster_id = 0;
+  bool ready = false;  // Otherwise nothing below `defaults` is filled in.
+  std::string cluster, model, model_folder, dtype;
+  RequestSpec defaults;  // What a request of this model gets when it says nothing.
+  std::uint64_t epoch = 0, plan_digest = 0;
   std::vector<PeerAddress> peers;
-  std::vector<std::uint32_t> card_peers;      // card_peers[c] = index in `peers` of the node of card c.
+  std::vector<std::uint32_t> card_peers;      // card_peers[c] = peer of the node of card c; 0: it is lost.
   std::vector<std::uint32_t> denoiser_cards;  // Where client noise is to be sent.
-  std::uint32_t decoder_card = 0;             // Where frames come from.
   std::string plan;                           // JSON.
-  std::string cluster, model, model_folder, dtype, numerics;
-  RequestSpec defaults;                       // What a request of this model gets when it says nothing.
+  std::string numerics;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, ClusterRoutes& x) {
-  return f(x.failure, x.cluster_id, x.epoch, x.plan_digest, x.peers, x.card_peers, x.denoiser_cards, x.decoder_card, x.plan,
-           x.cluster, x.model, x.model_folder, x.dtype, x.numerics, x.defaults);
+  return f(x.failure, x.cluster_id, x.ready, x.cluster, x.model, x.model_folder, x.dtype, x.defaults, x.epoch, x.plan_digest, x.peers,
+           x.card_peers, x.denoiser_cards, x.plan, x.numerics);
 }
 
-/// Client to coordinator. Answered by Submitted; then RequestEvents until one is final.
+/// Client to coordinator. Answered by Submitted, once the request is in the journal; then RequestEvents until one is
+/// final. The same id again attaches this client to the request as it is.
 struct Submit {
+  std::string id;  // Made by the client: 32 hex digits.
   RequestSpec spec;
   std::uint32_t client_endpoint = 0;  // Drawn by the client, from first_client_endpoint on.
   std::string client_data_address;
@@ -227,7 +356,7 @@ struct Submit {
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, Submit& x) {
-  return f(x.spec, x.client_endpoint, x.client_data_address, x.noise_shape, x.client);
+  return f(x.id, x.spec, x.client_endpoint, x.client_data_address, x.noise_shape, x.client);
 }
 struct Submitted {
   Failure failure;
@@ -238,25 +367,35 @@ typename Inspector::result_type inspect(Inspector& f, Submitted& x) {
   return f(x.failure, x.request);
 }
 
-/// Client to coordinator: stop working on it.
+/// Anybody to coordinator: stop working on it. Answered by Cancelled. Coordinator to request actor: the same.
 struct Cancel {
-  std::uint64_t request = 0;
+  std::uint64_t request = 0;  // 0: the one with this id, or prefix of one; "all": all.
+  std::string id;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, Cancel& x) {
-  return f(x.request);
+  return f(x.request, x.id);
+}
+struct Cancelled {
+  Failure failure;
+  std::uint32_t count = 0;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, Cancelled& x) {
+  return f(x.failure, x.count);
 }
 
-/// Client to coordinator: I have all of it (or want none of it); its traces may go.
+/// Client to coordinator: I have all of it; its traces may go. Answered by Cancelled (count 1), journaled.
 struct Fetched {
   std::uint64_t request = 0;
+  std::string digest;  // SHA-256 of the raw frames.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, Fetched& x) {
-  return f(x.request);
+  return f(x.request, x.digest);
 }
 
-enum class EventKind : std::uint8_t { queued, stage_started, progress, stage_done, completed, failed, load };
+enum class EventKind : std::uint8_t { stage_started, progress, stage_done, completed, failed, notice };
 
 /// Stage to request actor to client: how far it is.
 struct RequestEvent {
@@ -266,11 +405,46 @@ struct RequestEvent {
   std::uint64_t done = 0, total = 0;
   double seconds = 0;      // progress: of the last step; stage_done: of the stage.
   Failure failure;         // failed
-  std::string details;     // completed, stage_done: JSON object (timings, verdicts).
+  std::string details;     // completed, stage_done: JSON object (timings, verdicts); notice: a sentence.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, RequestEvent& x) {
   return f(x.request, x.kind, x.stage, x.done, x.total, x.seconds, x.failure, x.details);
+}
+
+/// Request actor to coordinator: this attempt ended so. Whether the request ends with it, the coordinator decides.
+struct AttemptEnded {
+  std::uint64_t request = 0;
+  std::uint64_t epoch = 0;
+  Failure failure;
+  std::vector<std::uint32_t> suspects;  // Cards that seem to be the cause.
+  std::string stage;                    // Where; without a failure: it waits for a client there.
+  std::string stages;                   // JSON object: each finished stage's details.
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, AttemptEnded& x) {
+  return f(x.request, x.epoch, x.failure, x.suspects, x.stage, x.stages);
+}
+
+/// Coordinator to request actor (never leaves the process): where its client is now; endpoint 0: nowhere.
+struct ClientMoved {
+  std::uint32_t endpoint = 0;
+  std::string data_address;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, ClientMoved& x) {
+  return f(x.endpoint, x.data_address);
+}
+
+/// Denoiser stage to coordinator: this card has been slower than its group's median for several steps.
+struct Straggler {
+  std::uint64_t epoch = 0;
+  std::uint32_t card = 0;
+  double factor = 1;  // Time per slice, by the median's.
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, Straggler& x) {
+  return f(x.epoch, x.card, x.factor);
 }
 
 /// Client to coordinator: state of everything, as JSON. Answered by StatusText.
@@ -299,20 +473,28 @@ struct StageRun {
   std::string client_data_address;
   std::uint32_t prompt_rows = 0, negative_rows = 0;  // Known after the text encoder.
   caf::actor listener;
+  std::vector<std::uint32_t> keepers;  // Endpoints that get a copy of embeddings and latents.
+  // To go on after a failure: the keeper (endpoint, and its node's actor) that has the inputs; none: they come from the
+  // stage before.
+  std::uint32_t resume_step = 0;  // Denoiser: steps that are done already.
+  std::uint32_t embeds_keeper = 0, latents_keeper = 0;
+  std::vector<caf::actor> embeds_node, latents_node;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, StageRun& x) {
-  return f(x.request, x.spec, x.client_endpoint, x.client_data_address, x.prompt_rows, x.negative_rows, x.listener);
+  return f(x.request, x.spec, x.client_endpoint, x.client_data_address, x.prompt_rows, x.negative_rows, x.listener, x.keepers,
+           x.resume_step, x.embeds_keeper, x.latents_keeper, x.embeds_node, x.latents_node);
 }
 struct StageDone {
   Failure failure;
+  std::vector<std::uint32_t> suspects;  // Cards that seem to be the cause of a failure.
   std::uint32_t prompt_rows = 0, negative_rows = 0;
   double seconds = 0;
   std::string details;  // JSON object.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, StageDone& x) {
-  return f(x.failure, x.prompt_rows, x.negative_rows, x.seconds, x.details);
+  return f(x.failure, x.suspects, x.prompt_rows, x.negative_rows, x.seconds, x.details);
 }
 
 /// Request actor to stage: forget this request, now.
@@ -348,11 +530,12 @@ struct ProgramInput {
   std::vector<std::int32_t> values;  // Token ids.
   std::uint64_t seed = 0;            // noise
   std::uint32_t edge = 0;            // message: which (Edge) ...
+  std::uint32_t step = 0;            // ... of which step ...
   std::uint32_t source = 0;          // ... from which endpoint.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, ProgramInput& x) {
-  return f(x.slot, x.from, x.values, x.seed, x.edge, x.source);
+  return f(x.slot, x.from, x.values, x.seed, x.edge, x.step, x.source);
 }
 /// Where an output slot goes after a program ran.
 struct ProgramOutput {
@@ -392,11 +575,12 @@ typename Inspector::result_type inspect(Inspector& f, CloseLane& x) {
 
 struct CardDone {
   Failure failure;
+  std::vector<std::uint32_t> suspects;  // Endpoints that did not deliver; empty: the failure is this card's own.
   double compute_seconds = 0, exchange_seconds = 0;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, CardDone& x) {
-  return f(x.failure, x.compute_seconds, x.exchange_seconds);
+  return f(x.failure, x.suspects, x.compute_seconds, x.exchange_seconds);
 }
 
 /// Worker thread to its card actor (never leaves the process): work item `ticket` is done.
@@ -411,20 +595,37 @@ typename Inspector::result_type inspect(Inspector& f, WorkDone& x) {
 
 /// Background thread to its node actor (never leaves the process).
 struct LoadFinished {
+  std::uint64_t epoch = 0;
   PlanLoaded result;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, LoadFinished& x) {
-  return f(x.result.failure, x.result.numerics);
+  return f(x.epoch, x.result);
 }
-struct CardsFound {
+struct NodesFound {
   std::uint64_t ticket = 0;
   Failure failure;
-  std::vector<caf::actor> cards;  // In the order of the plan's groups and ranks.
+  std::vector<caf::actor> nodes;  // In the order in which they were asked for.
 };
 template <class Inspector>
-typename Inspector::result_type inspect(Inspector& f, CardsFound& x) {
-  return f(x.ticket, x.failure, x.cards);
+typename Inspector::result_type inspect(Inspector& f, NodesFound& x) {
+  return f(x.ticket, x.failure, x.nodes);
+}
+/// Fault injection to its node actor: hang, until this fault is healed.
+struct HangNode {
+  std::string fault;
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, HangNode& x) {
+  return f(x.fault);
+}
+struct CoordinatorFound {
+  Failure failure;
+  std::vector<caf::actor> coordinator;  // One, or none after a failure.
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, CoordinatorFound& x) {
+  return f(x.failure, x.coordinator);
 }
 
 /// An actor to itself.
@@ -472,6 +673,22 @@ CAF_BEGIN_TYPE_ID_BLOCK(orrery, caf::first_custom_type_id)
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::CardDone))
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::WorkDone))
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::LoadFinished))
-  CAF_ADD_TYPE_ID(orrery, (orrery::actors::CardsFound))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::NodesFound))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::CoordinatorFound))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::HangNode))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::Ping))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::Pong))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::Rejoin))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::LinkSilent))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::NodeDied))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::SendKept))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::KeptSent))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::FaultCommand))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::FaultAnswer))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::DropClient))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::Cancelled))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::AttemptEnded))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::Straggler))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::ClientMoved))
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::Tick))
 CAF_END_TYPE_ID_BLOCK(orrery)

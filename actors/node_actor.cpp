@@ -1,32 +1,49 @@
 #include "actors/node_actor.hpp"
 
+#include <algorithm>
+
 #include "actors/card_actor.hpp"
 #include "actors/request_check.hpp"
+#include "base/log.hpp"
 
 namespace orrery::actors {
 
 using topology::StageKind;
 
 namespace {
-constexpr Duration connect_timeout = std::chrono::seconds(5);
-}
+
+// Below the coordinator's own limit for silent nodes, so that a cut link is told apart from a dead node.
+constexpr Duration link_silence_limit = std::chrono::milliseconds(700);
+constexpr auto answer_timeout = std::chrono::seconds(5);
+
+}  // namespace
 
 caf::behavior node_actor(caf::stateful_actor<NodeActorState>* self, NodeActorSetup setup) {
   auto& node = self->state;
+  auto* backend = setup.backend;
   node.start(self, std::move(setup));
   return {
+      [&node](const Rejoin& order) { node.on_rejoin(order); },
+      [&node](const CoordinatorFound& found) { node.on_coordinator_found(found); },
       [&node](const LoadPlan& order) { return node.on_load(order); },
       [&node](const LoadFinished& finished) { node.on_loaded(finished); },
       [&node](const SpawnStage& order) { return node.on_spawn_stage(order); },
-      [&node](const CardsFound& found) { node.on_cards_found(found); },
+      [&node](const NodesFound& found) { node.on_nodes_found(found); },
       [&node](const GetCard& order) { return node.on_get_card(order); },
-      [&node](const DropRequest& order) { node.on_drop(order); },
+      [&node](const Ping& ping) { node.on_ping(ping); },
       [&node](const Shutdown& order) { node.on_shutdown(order); },
-      [&node, runtime = setup.runtime](const AskNodeHealth&) { return runtime->health(); },
+      [backend](const DropRequest& order) { backend->drop(order.request); },
+      [backend](const DropClient& order) { backend->drop_client(order.request); },
+      [backend](const SendKept& order) {
+        KeptSent sent;
+        if (auto status = backend->send_kept(order); !status.ok()) sent.failure = status.error();
+        return sent;
+      },
+      [backend](const AskNodeHealth&) { return backend->health(); },
+      [backend](const FaultCommand& command) { return backend->fault(command); },
+      [backend](const HangNode& order) { backend->hang(order.fault); },
   };
 }
-
-NodeActorState::~NodeActorState() = default;
 
 void NodeActorState::start(caf::stateful_actor<NodeActorState>* self, NodeActorSetup setup) {
   self_ = self;
@@ -45,38 +62,106 @@ void NodeActorState::stop_children() {
   cards_.clear();
 }
 
+// ---- the coordinator --------------------------------------------------------------------------------------------
+
+void NodeActorState::seek() {
+  if (seeking_) return;
+  seeking_ = true;
+  if (coordinator_) self_->demonitor(coordinator_);
+  coordinator_ = nullptr;
+  const auto self = caf::actor_cast<caf::actor>(self_);
+  setup_.backend->find_coordinator([self](Result<caf::actor> found) {
+    CoordinatorFound message;
+    if (found.ok())
+      message.coordinator = {std::move(found).value()};
+    else
+      message.failure = found.error();
+    caf::anon_send(self, message);
+  });
+}
+
+void NodeActorState::on_coordinator_found(const CoordinatorFound& found) {
+  seeking_ = false;
+  if (found.coordinator.empty()) return end("there is no coordinator", found.failure);
+  coordinator_ = found.coordinator.front();
+  self_->monitor(coordinator_);
+  auto hello = setup_.backend->hello();
+  hello.node = caf::actor_cast<caf::actor>(self_);
+  const auto asked = coordinator_.address();
+  self_->request(coordinator_, answer_timeout, hello)
+      .then(
+          [this](const NodeWelcome& welcome) {
+            if (!welcome.failure.ok()) return end("the coordinator refused", welcome.failure);
+            setup_.board->update([](NodeBoard& board) { board.joined = true; });
+          },
+          [this, asked](const caf::error&) {
+            if (coordinator_ && coordinator_.address() == asked) seek();
+          });
+}
+
+void NodeActorState::on_rejoin(const Rejoin& order) {
+  if (!order.reason.empty()) {
+    log_event(Level::warn, "node.fenced", {{"node", setup_.name}, {"reason", order.reason}});
+    stop_children();  // Our epoch is over: whatever we still do is for nobody.
+  }
+  seek();
+}
+
+void NodeActorState::on_down(const caf::down_msg& down) {
+  // Cards go on with the step at hand: the coordinator may be back before it ends.
+  if (coordinator_ && down.source == coordinator_.address()) seek();
+}
+
+void NodeActorState::on_ping(const Ping& ping) {
+  if (!coordinator_) return;
+  Pong pong;
+  pong.node = setup_.name;
+  pong.session = setup_.backend->hello().session;
+  pong.round = ping.round;
+  self_->send(coordinator_, pong);
+  for (const auto& silent : setup_.backend->silent_nodes(link_silence_limit)) {
+    LinkSilent report;
+    report.node = setup_.name;
+    report.peer = silent.name;
+    report.epoch = ready_epoch_;
+    report.seconds = seconds_of(silent.silence);
+    report.waiting_for = silent.waiting_for;
+    self_->send(coordinator_, report);
+  }
+}
+
+// ---- plans --------------------------------------------------------------------------------------------------------
+
 caf::response_promise NodeActorState::on_load(const LoadPlan& order) {
   auto promise = self_->make_response_promise();
-  if (load_promise_.pending()) {
-    PlanLoaded busy;
-    busy.failure = Error{ErrorCode::pool_exhausted, "node " + setup_.name + " is loading a plan already"};
-    promise.deliver(busy);
+  if (order.epoch <= loading_epoch_) {
+    PlanLoaded refused;
+    refused.failure = Error{ErrorCode::stale_epoch, "node " + setup_.name + " has been told of epoch " + std::to_string(loading_epoch_) +
+                                                        " and refuses a plan of epoch " + std::to_string(order.epoch)};
+    promise.deliver(refused);
     return promise;
   }
   stop_children();
+  loading_epoch_ = order.epoch;
   order_ = order;
-  coordinator_ = order.coordinator;
-  self_->monitor(coordinator_);
-  load_promise_ = promise;
+  load_promises_[order.epoch] = promise;
   const auto self = caf::actor_cast<caf::actor>(self_);
-  setup_.background->post([self, order, runtime = setup_.runtime, name = setup_.name] {
-    SteadyClock clock;
-    auto told = clock.now() - std::chrono::seconds(1);
-    const auto progress = [&](std::uint64_t done, std::uint64_t total) {
-      const auto now = clock.now();
-      if (now - told >= std::chrono::milliseconds(100) || done == total) {
-        told = now;
-        LoadProgress message;
-        message.node = name;
-        message.bytes_done = done;
-        message.bytes_total = total;
-        caf::anon_send(order.coordinator, message);
-      }
-      return true;
-    };
+  auto told = std::make_shared<std::optional<Time>>();
+  const auto progress = [order, told, backend = setup_.backend, name = setup_.name](std::uint64_t done, std::uint64_t total) {
+    const auto now = backend->clock().now();
+    if (*told && now - **told < std::chrono::milliseconds(100) && done != total) return;
+    *told = now;
+    LoadProgress message;
+    message.node = name;
+    message.bytes_done = done;
+    message.bytes_total = total;
+    caf::anon_send(order.coordinator, message);
+  };
+  setup_.backend->load(order, progress, [self, epoch = order.epoch](Result<PlanLoaded> loaded) {
     LoadFinished finished;
-    if (auto loaded = runtime->load(order, progress); loaded.ok())
-      finished.result.numerics = loaded.value();
+    finished.epoch = epoch;
+    if (loaded.ok())
+      finished.result = std::move(loaded).value();
     else
       finished.result.failure = loaded.error();
     caf::anon_send(self, finished);
@@ -85,16 +170,21 @@ caf::response_promise NodeActorState::on_load(const LoadPlan& order) {
 }
 
 void NodeActorState::on_loaded(const LoadFinished& finished) {
-  if (finished.result.failure.ok())
-    for (const auto& [number, card] : setup_.runtime->cards()) cards_[number] = self_->spawn(card_actor, card.get());
-  load_promise_.deliver(finished.result);
+  auto promise = load_promises_.extract(finished.epoch);
+  if (finished.result.failure.ok() && finished.epoch == loading_epoch_) {
+    ready_epoch_ = finished.epoch;
+    for (const auto& [number, card] : setup_.backend->cards()) cards_[number] = self_->spawn(card_actor, card);
+  }
+  if (!promise.empty()) promise.mapped().deliver(finished.result);
+  if (static_cast<ErrorCode>(finished.result.failure.code) == ErrorCode::peer_lost)
+    end("a card hangs", finished.result.failure, true);
 }
 
 CardHandle NodeActorState::on_get_card(const GetCard& order) {
   CardHandle handle;
   const auto found = cards_.find(order.card);
-  if (order.epoch != order_.epoch)
-    handle.failure = Error{ErrorCode::stale_epoch, "node " + setup_.name + " works on epoch " + std::to_string(order_.epoch) +
+  if (!is_current(order.epoch))
+    handle.failure = Error{ErrorCode::stale_epoch, "node " + setup_.name + " works on epoch " + std::to_string(ready_epoch_) +
                                                        ", not " + std::to_string(order.epoch)};
   else if (found == cards_.end())
     handle.failure = Error{ErrorCode::not_found, "node " + setup_.name + " has no card number " + std::to_string(order.card)};
@@ -103,131 +193,152 @@ CardHandle NodeActorState::on_get_card(const GetCard& order) {
   return handle;
 }
 
+// ---- stages -------------------------------------------------------------------------------------------------------
+
 caf::response_promise NodeActorState::on_spawn_stage(const SpawnStage& order) {
   auto promise = self_->make_response_promise();
+  if (!is_current(order.epoch)) {
+    StageSpawned refused;
+    refused.failure = Error{ErrorCode::stale_epoch, "node " + setup_.name + " works on epoch " + std::to_string(ready_epoch_) + ", not " +
+                                                        std::to_string(order.epoch)};
+    promise.deliver(refused);
+    return promise;
+  }
   const auto ticket = next_ticket_++;
-  spawning_.emplace(ticket, Spawning{order, promise});
-  const auto& plan = setup_.runtime->plan();
-  std::vector<std::uint32_t> wanted;
+  auto& spawning = spawning_[ticket];
+  spawning.order = order;
+  spawning.promise = promise;
+  const auto& plan = setup_.backend->plan();
   const auto kind = static_cast<StageKind>(order.stage);
   for (const auto& stage : plan.stages)
     if (stage.kind == kind && kind != StageKind::text_guardrail && kind != StageKind::video_guardrail)
       for (const auto& group : stage.groups)
-        for (const auto& rank : group.ranks) wanted.push_back(rank.card);
-
+        for (const auto& rank : group.ranks) spawning.wanted.push_back(rank.card);
   // Cards of other nodes: connect directly, so that steps do not pass through the coordinator.
-  struct Wanted {
-    caf::actor here;
-    PeerAddress there;
-    std::uint32_t card = 0;
-  };
-  std::vector<Wanted> list;
-  for (const auto number : wanted) {
-    Wanted each;
-    each.card = number;
-    if (const auto found = cards_.find(number); found != cards_.end()) each.here = found->second;
-    for (const auto& peer : order_.peers)
-      if (peer.name == plan.cards[number].node) each.there = peer;
-    list.push_back(std::move(each));
+  for (const auto number : spawning.wanted) {
+    if (const auto found = cards_.find(number); found != cards_.end()) {
+      spawning.cards[number] = found->second;
+      continue;
+    }
+    for (const auto& peer : order_.peers) {
+      const bool known = std::any_of(spawning.peers.begin(), spawning.peers.end(), [&](const auto& each) { return each.name == peer.name; });
+      if (peer.name == plan.cards[number].node && !known) spawning.peers.push_back(peer);
+    }
+  }
+  if (spawning.peers.empty()) {
+    answer_spawn(ticket);
+    return promise;
   }
   const auto self = caf::actor_cast<caf::actor>(self_);
-  setup_.background->post([self, ticket, list = std::move(list), epoch = order_.epoch, control = setup_.control] {
-    CardsFound found;
+  setup_.backend->find_nodes(spawning.peers, [self, ticket](Result<std::vector<caf::actor>> nodes) {
+    NodesFound found;
     found.ticket = ticket;
-    caf::scoped_actor asking{control->system};
-    std::map<std::string, caf::actor> nodes;
-    for (const auto& each : list) {
-      if (each.here) {
-        found.cards.push_back(each.here);
-        continue;
-      }
-      auto& node = nodes[each.there.name];
-      if (!node) {
-        auto connected = connect(control->system, each.there.control_host, each.there.control_port, connect_timeout);
-        if (!connected.ok()) {
-          found.failure = connected.error();
-          break;
-        }
-        node = connected.value();
-      }
-      GetCard get;
-      get.epoch = epoch;
-      get.card = each.card;
-      asking->request(node, connect_timeout, get)
-          .receive(
-              [&](const CardHandle& handle) {
-                if (!handle.failure.ok())
-                  found.failure = handle.failure;
-                else if (handle.card.empty())
-                  found.failure = Error{ErrorCode::internal, "node " + each.there.name + " answered without a card"};
-                else
-                  found.cards.push_back(handle.card.at(0));
-              },
-              [&](const caf::error& error) {
-                found.failure = error_of(control->system, error, "asking node " + each.there.name + " for a card");
-              });
-      if (!found.failure.ok()) break;
-    }
+    if (nodes.ok())
+      found.nodes = std::move(nodes).value();
+    else
+      found.failure = nodes.error();
     caf::anon_send(self, found);
   });
   return promise;
 }
 
-void NodeActorState::on_cards_found(const CardsFound& found) {
-  auto node = spawning_.extract(found.ticket);
-  if (node.empty()) return;
-  auto& [order, promise] = node.mapped();
-  StageSpawned spawned;
-  spawned.failure = found.failure;
-  if (spawned.failure.ok()) {
-    StageSetup setup;
-    setup.kind = static_cast<StageKind>(order.stage);
-    setup.plan = setup_.runtime->plan();
-    setup.model = setup_.runtime->model();
-    setup.queue_max = order_.queue_max;
-    std::size_t next = 0;
-    if (!found.cards.empty())
-      for (const auto& stage : setup.plan.stages)
-        if (stage.kind == setup.kind)
-          for (const auto& group : stage.groups) {
-            setup.cards.emplace_back();
-            for (std::size_t rank = 0; rank < group.ranks.size(); ++rank) setup.cards.back().push_back(found.cards[next++]);
-          }
-    if (setup.kind == StageKind::text_encoder) {
-      auto tokenizer = compiler::Tokenizer::open(setup.model->path + "/tokenizer");
-      if (tokenizer.ok())
-        setup.tokenizer = std::make_shared<const compiler::Tokenizer>(std::move(tokenizer).value());
-      else
-        spawned.failure = model_error(tokenizer.error());
-    }
-    if (setup.kind == StageKind::text_guardrail) {
-      auto guardrail = TextGuardrail::open(order_.guardrail_folders);
-      if (guardrail.ok())
-        setup.guardrail = std::make_shared<const TextGuardrail>(std::move(guardrail).value());
-      else
-        spawned.failure = guardrail.error();
-    }
-    if (spawned.failure.ok()) {
-      stages_.push_back(self_->spawn(stage_actor, std::move(setup)));
-      spawned.stage = {stages_.back()};
+void NodeActorState::on_nodes_found(const NodesFound& found) {
+  const auto entry = spawning_.find(found.ticket);
+  if (entry == spawning_.end()) return;
+  auto& spawning = entry->second;
+  spawning.failure = found.failure;
+  if (!found.failure.ok()) return answer_spawn(found.ticket);
+  const auto answered = [this, ticket = found.ticket](std::uint32_t card, const CardHandle& handle) {
+    const auto at = spawning_.find(ticket);
+    if (at == spawning_.end()) return;
+    if (!handle.failure.ok())
+      at->second.failure = handle.failure;
+    else if (handle.card.empty())
+      at->second.failure = Error{ErrorCode::internal, "a node answered without a card"};
+    else
+      at->second.cards[card] = handle.card.front();
+    if (--at->second.answers_due == 0) answer_spawn(ticket);
+  };
+  const auto& plan = setup_.backend->plan();
+  for (const auto number : spawning.wanted)
+    if (!spawning.cards.contains(number)) ++spawning.answers_due;
+  for (const auto number : spawning.wanted) {
+    if (spawning.cards.contains(number)) continue;
+    for (std::size_t i = 0; i < spawning.peers.size(); ++i) {
+      if (spawning.peers[i].name != plan.cards[number].node) continue;
+      GetCard get;
+      get.epoch = spawning.order.epoch;
+      get.card = number;
+      const auto node_name = spawning.peers[i].name;
+      self_->request(found.nodes[i], answer_timeout, get)
+          .then([answered, number](const CardHandle& handle) { answered(number, handle); },
+                [this, answered, number, node_name](const caf::error& error) {
+                  CardHandle none;
+                  none.failure = error_of(self_->system(), error, "asking node " + node_name + " for a card");
+                  answered(number, none);
+                });
     }
   }
-  promise.deliver(spawned);
 }
 
-void NodeActorState::on_drop(const DropRequest& order) { setup_.runtime->drop(order.request); }
+Result<caf::actor> NodeActorState::spawn_stage(const Spawning& spawning) {
+  StageSetup setup;
+  setup.kind = static_cast<StageKind>(spawning.order.stage);
+  setup.epoch = spawning.order.epoch;
+  setup.clock = &setup_.backend->clock();
+  setup.plan = setup_.backend->plan();
+  setup.model = setup_.backend->model();
+  setup.queue_max = order_.queue_max;
+  setup.coordinator = order_.coordinator;
+  setup.command_deadline = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(order_.collective_deadline_seconds));
+  setup.straggler_factor = order_.straggler_factor;
+  setup.straggler_steps = order_.straggler_steps;
+  if (!spawning.wanted.empty())
+    for (const auto& stage : setup.plan.stages)
+      if (stage.kind == setup.kind)
+        for (const auto& group : stage.groups) {
+          setup.cards.emplace_back();
+          for (const auto& rank : group.ranks) setup.cards.back().push_back(spawning.cards.at(rank.card));
+        }
+  if (setup.kind == StageKind::text_encoder) {
+    auto tokenizer = compiler::Tokenizer::open(setup.model->path + "/tokenizer");
+    if (!tokenizer.ok()) return model_error(tokenizer.error());
+    setup.tokenizer = std::make_shared<const compiler::Tokenizer>(std::move(tokenizer).value());
+  }
+  if (setup.kind == StageKind::text_guardrail) {
+    ORRERY_TRY(guardrail, TextGuardrail::open(order_.guardrail_folders));
+    setup.guardrail = std::make_shared<const TextGuardrail>(std::move(guardrail));
+  }
+  stages_.push_back(self_->spawn(stage_actor, std::move(setup)));
+  return stages_.back();
+}
+
+void NodeActorState::answer_spawn(std::uint64_t ticket) {
+  auto entry = spawning_.extract(ticket);
+  if (entry.empty()) return;
+  auto& spawning = entry.mapped();
+  StageSpawned spawned;
+  spawned.failure = spawning.failure;
+  if (spawned.failure.ok() && !is_current(spawning.order.epoch))
+    spawned.failure = Error{ErrorCode::stale_epoch, "epoch " + std::to_string(spawning.order.epoch) + " is over"};
+  if (spawned.failure.ok()) {
+    if (auto stage = spawn_stage(spawning); stage.ok())
+      spawned.stage = {stage.value()};
+    else
+      spawned.failure = stage.error();
+  }
+  spawning.promise.deliver(spawned);
+}
+
+// ---- the end --------------------------------------------------------------------------------------------------------
 
 void NodeActorState::on_shutdown(const Shutdown& order) { end(order.reason, {}); }
 
-void NodeActorState::on_down(const caf::down_msg& down) {
-  if (coordinator_ && down.source == coordinator_.address())
-    end("the coordinator is gone", Error{ErrorCode::peer_lost, "node " + setup_.name + " lost its coordinator"});
-}
-
-void NodeActorState::end(const std::string& reason, Failure failure) {
+void NodeActorState::end(const std::string& reason, Failure failure, bool stuck) {
   stop_children();
   setup_.board->update([&](NodeBoard& board) {
     board.ended = true;
+    board.stuck = stuck;
     board.reason = reason;
     board.failure = std::move(failure);
   });

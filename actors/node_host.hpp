@@ -19,20 +19,26 @@ struct NodeHostOptions {
   std::uint32_t peer = 0;                 // Number on the data plane: 1 + index of the node in the cluster.
   std::string listen_host = "127.0.0.1";  // Where this node's control and data ports listen (port 0: any free one).
   std::string data_bind;                  // Empty: tcp on listen_host; or "ipc://PATH".
-  Duration join_timeout = std::chrono::seconds(60);  // The coordinator may come up later than we.
+  std::string data_advertise;             // What others connect to, when that is not where it listens (a relay).
+  Duration join_timeout = std::chrono::seconds(60);  // The coordinator may come up later than we, or again.
+  bool allow_faults = false;              // Obeys `orrery fault`.
+  Security security = {};                 // Of its control and data connections.
 };
 
 /// Threads: one owner; `stop` from any.
 class NodeHost {
 public:
-  /// Starts everything and joins; keeps trying until `join_timeout`. `interrupted` is asked meanwhile.
+  /// Starts everything and joins; keeps trying until `join_timeout`. `interrupted` is asked meanwhile. Whenever the
+  /// coordinator is lost later, the node keeps its cards and joins again.
   static Result<std::unique_ptr<NodeHost>> start(const NodeHostOptions& options, const std::function<bool()>& interrupted);
   ~NodeHost();
 
-  /// Waits up to `timeout` for the end (a Shutdown, or the coordinator's death); true once it has come.
+  /// Waits up to `timeout` for the end (a Shutdown, or no coordinator for `join_timeout`); true once it has come.
   bool wait(Duration timeout);
-  /// Ok for an orderly shutdown, peer_lost when the coordinator died.
+  /// Ok for an orderly shutdown; unreachable when there was no coordinator any more, peer_lost when a card hangs.
   Status outcome() const;
+  /// A card hangs in a command: this object cannot be destroyed, the process has to end at once.
+  bool stuck() const;
 
 private:
   struct State;

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "actors/card_runtime.hpp"
@@ -18,6 +19,9 @@ namespace orrery::actors {
 using topology::StageKind;
 
 namespace {
+
+// A command of a real card ends long before; one that does not is taken to hang.
+constexpr Duration stop_limit = std::chrono::milliseconds(1500);
 
 // The pages of one component's files, shared by all cards of the node.
 const char* component_of(StageKind kind) {
@@ -46,55 +50,107 @@ Result<std::unique_ptr<NodeRuntime>> NodeRuntime::create(const NodeRuntimeOption
   wire.self = options.peer;
   wire.bind = options.data_bind;
   wire.advertise = options.data_advertise;
+  wire.security = options.security;
   ORRERY_TRY(transport, protocol::make_zmq_transport(wire));
+  if (options.allow_faults) {
+    node->faults_ = std::make_unique<FaultSwitch>(node->clock_);
+    auto faulty = std::make_unique<protocol::FaultyTransport>(std::move(transport), protocol::FaultOptions{});
+    node->faults_->bind_transport(faulty.get());
+    transport = std::move(faulty);
+  }
   protocol::ExchangeOptions exchange;
   exchange.cluster_id = options.cluster_id;
   ORRERY_TRY(made, protocol::Exchange::create(exchange, std::move(transport), node->clock_));
   node->exchange_ = std::move(made);
+  node->keeper_ = std::make_unique<Keeper>(*node->exchange_);
   return node;
 }
 
 NodeRuntime::~NodeRuntime() {
-  for (const auto& [number, card] : cards_) card->stop();
+  if (faults_) static_cast<void>(faults_->heal(""));  // Nobody hangs for ever.
+  for (const auto& [number, card] : cards_) card->stop(Duration::max());
+  keeper_.reset();
+  if (faults_) faults_->bind_transport(nullptr);
   exchange_.reset();  // Lets go of card memory that was lent to a neighbour that died.
+  if (faults_)
+    for (const auto& [number, card] : cards_) faults_->unbind_card(plan_.cards[number].index);
   cards_.clear();
 }
 
 std::string NodeRuntime::data_address() const { return exchange_->address(); }
 
-Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function<bool(std::uint64_t, std::uint64_t)>& progress) {
-  for (const auto& [number, card] : cards_) card->stop();
+Result<std::unique_ptr<cards::Card>> NodeRuntime::make_card(const cards::CardOptions& options, std::uint32_t index) {
+  ORRERY_TRY(card, cards::make_cpu_card(options));
+  if (!faults_) return card;
+  auto faulty = std::make_unique<cards::FaultyCard>(std::move(card), clock_);
+  faults_->bind_card(index, *faulty);
+  return std::unique_ptr<cards::Card>(std::move(faulty));
+}
+
+Status NodeRuntime::make_routes(const LoadPlan& order) {
+  const std::lock_guard lock(routes_mutex_);
+  routes_.clear();
+  clients_.clear();
+  if (faults_) {
+    std::map<std::string, protocol::PeerId> others;
+    for (const auto& each : order.peers)
+      if (each.name != options_.name) others[each.name] = each.peer;
+    faults_->set_peers(std::move(others));
+  }
+  for (const auto& each : order.peers) {
+    if (each.name != options_.name) ORRERY_TRY_DONE(exchange_->add_peer(each.peer, each.data_address));
+    routes_[first_keeper_endpoint + each.peer] = each.peer;
+    for (std::uint32_t card = 0; card < plan_.cards.size(); ++card)
+      if (plan_.cards[card].node == each.name) routes_[card] = each.peer;
+  }
+  return route();
+}
+
+Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<bool(std::uint64_t, std::uint64_t)>& progress) {
+  if (order.epoch <= epoch_)
+    return Error{ErrorCode::stale_epoch, "node " + options_.name + " is in epoch " + std::to_string(epoch_) + " and refuses a plan of epoch " +
+                                             std::to_string(order.epoch)};
   ORRERY_TRY(plan_json, parse_json(order.plan, "plan"));
   ORRERY_TRY(plan, topology::plan_from_json(plan_json));
-  auto opened_folder = compiler::open_model_folder(order.model_folder);
-  if (!opened_folder.ok()) return model_error(opened_folder.error());
-  auto folder = std::move(opened_folder).value();
-  ORRERY_TRY_DONE(check_whole(folder));
+  for (const auto& [number, card] : cards_) card->cancel_all();
+  for (const auto& [number, card] : cards_)
+    if (!card->stop(std::max(stop_limit, card->patience())))
+      return Error{ErrorCode::peer_lost, "card " + card->card().options().name + " hangs in a command",
+                   "its node's process has to end, and is started again"};
+  if (model_folder_ != order.model_folder) {
+    auto opened_folder = compiler::open_model_folder(order.model_folder);
+    if (!opened_folder.ok()) return model_error(opened_folder.error());
+    auto folder = std::move(opened_folder).value();
+    ORRERY_TRY_DONE(check_whole(folder));
+    model_ = std::make_shared<const compiler::ModelFolder>(std::move(folder));
+    model_folder_ = order.model_folder;
+  }
   plan_ = std::move(plan);
-  model_ = std::make_shared<const compiler::ModelFolder>(std::move(folder));
   epoch_ = order.epoch;
   const auto compute = order.dtype == "bfloat16" ? compiler::Compute::bf16 : compiler::Compute::f32;
+  PlanLoaded result;
   ORRERY_TRY(numerics, cards::check_numerics());
+  result.numerics = std::move(numerics);
+  ORRERY_TRY_DONE(make_routes(order));
 
+  // Only now: the new epoch has let go of what cards had lent. They and their weights may serve again.
+  std::map<std::string, std::unique_ptr<cards::Card>> old_cards;
+  std::map<std::string, std::vector<StageSeat>> old_seats;
   {
-    const std::lock_guard lock(routes_mutex_);
-    routes_.clear();
-    clients_.clear();
-    for (std::size_t i = 0; i < order.peers.size(); ++i) {
-      const auto peer = static_cast<protocol::PeerId>(i + 1);
-      if (order.peers[i].name != options_.name) ORRERY_TRY_DONE(exchange_->add_peer(peer, order.peers[i].data_address));
-      for (std::uint32_t card = 0; card < plan_.cards.size(); ++card)
-        if (plan_.cards[card].node == order.peers[i].name) routes_[card] = peer;
+    const std::lock_guard lock(cards_mutex_);
+    for (auto& [number, card] : cards_) {
+      const auto name = card->card().options().name;
+      old_seats[name] = card->seats();
+      old_cards[name] = card->take_card();
     }
-    ORRERY_TRY_DONE(route());
+    cards_.clear();
   }
 
-  cards_.clear();  // Only now: the new epoch has let go of what they had lent.
-
-  // Who sits where, then what all that weighs, then the reading.
+  // Who sits where, then what of it is not there yet, then the reading.
   struct Load {
     std::unique_ptr<cards::Card> card;
     std::vector<StageSeat> seats;
+    std::vector<bool> present;
   };
   std::map<std::uint32_t, Load> loads;
   std::uint64_t total = 0;
@@ -105,9 +161,17 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
     card.name = planned.node + ":" + std::to_string(planned.index);
     card.memory_bytes = planned.memory_bytes;
     card.threads = planned.threads;
-    ORRERY_TRY(made, cards::make_cpu_card(card));
     auto& load = loads[number];
-    load.card = std::move(made);
+    auto& old = old_cards[card.name];
+    if (old && old->options().memory_bytes == card.memory_bytes && old->options().threads == card.threads) {
+      load.card = std::move(old);
+    } else {
+      old_seats.erase(card.name);
+      if (old && faults_) faults_->unbind_card(planned.index);
+      old.reset();
+      ORRERY_TRY(made, make_card(card, planned.index));
+      load.card = std::move(made);
+    }
     for (const auto& stage : plan_.stages) {
       if (component_of(stage.kind) == nullptr) continue;
       for (std::uint32_t group = 0; group < stage.groups.size(); ++group)
@@ -118,15 +182,30 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
           seat.seat = seat_of(stage, group, rank);
           ORRERY_TRY(weights, weights_of(stage.kind, *model_, seat.seat.layout, compute));
           seat.weights = std::move(weights);
-          total += seat.weights->bytes();
           load.seats.push_back(std::move(seat));
         }
+    }
+    // What no seat needs any more makes room before anything is read.
+    for (const auto& before : old_seats[card.name]) {
+      const bool stays = std::any_of(load.seats.begin(), load.seats.end(), [&](const StageSeat& seat) {
+        return seat.kind == before.kind && cards::same_weights(*seat.weights, *before.weights);
+      });
+      if (!stays) load.card->drop_weights(before.weights->component);
+    }
+    for (const auto& seat : load.seats) {
+      const auto& before = old_seats[card.name];
+      load.present.push_back(std::any_of(before.begin(), before.end(), [&](const StageSeat& each) {
+        return each.kind == seat.kind && cards::same_weights(*seat.weights, *each.weights);
+      }));
+      if (!load.present.back()) total += seat.weights->bytes();
     }
   }
   std::map<std::string, std::shared_ptr<const compiler::WeightFiles>> files;
   std::uint64_t done = 0;
   for (auto& [number, load] : loads) {
-    for (const auto& seat : load.seats) {
+    for (std::size_t i = 0; i < load.seats.size(); ++i) {
+      const auto& seat = load.seats[i];
+      if (load.present[i]) continue;
       const std::string component = component_of(seat.kind);
       if (!files.contains(component)) {
         auto opened = compiler::open_weights(*model_, component);
@@ -138,29 +217,49 @@ Result<std::string> NodeRuntime::load(const LoadPlan& order, const std::function
       done += seat.weights->bytes();
     }
     const auto deadline = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(order.collective_deadline_seconds));
-    cards_[number] = std::make_unique<CardRuntime>(number, std::move(load.card), std::move(load.seats), model_, compute,
-                                                   *exchange_, clock_, deadline,
-                                                   [this](std::uint64_t request, std::uint32_t endpoint, const std::string& address) {
-                                                     return add_client(request, endpoint, address);
-                                                   });
+    auto runtime = std::make_unique<CardRuntime>(number, std::move(load.card), std::move(load.seats), model_, compute, *exchange_,
+                                                 clock_, deadline,
+                                                 [this](std::uint64_t request, std::uint32_t endpoint, const std::string& address) {
+                                                   return add_client(request, endpoint, address);
+                                                 },
+                                                 FaultProbe{faults_.get(), plan_.cards[number].index});
+    const std::lock_guard lock(cards_mutex_);
+    cards_[number] = std::move(runtime);
   }
+  if (faults_)
+    for (const auto& [name, card] : old_cards)
+      if (card) faults_->unbind_card(static_cast<std::uint32_t>(std::stoul(name.substr(name.rfind(':') + 1))));
   progress(total, total);
-  return numerics;
+  result.bytes_read = total;
+  result.kept = keeper_->items();
+  return result;
 }
 
 Status NodeRuntime::route() { return exchange_->set_routes(epoch_, plan_.digest(), routes_); }
 
 Status NodeRuntime::add_client(std::uint64_t request, std::uint32_t endpoint, const std::string& address) {
+  if (endpoint == 0) return Done{};  // Nobody waits for this request at the moment.
   const std::lock_guard lock(routes_mutex_);
-  if (!clients_.emplace(request, endpoint).second) return Done{};
+  auto& known = clients_[request];
+  if (known == endpoint) return Done{};
+  if (known != 0) routes_.erase(known);
+  known = endpoint;
   ORRERY_TRY_DONE(exchange_->add_peer(endpoint, address));
   routes_[endpoint] = endpoint;
   return route();
 }
 
 void NodeRuntime::drop(std::uint64_t request) {
-  for (const auto& [number, card] : cards_) card->cancel(request);
+  {
+    const std::lock_guard lock(cards_mutex_);
+    for (const auto& [number, card] : cards_) card->cancel(request);
+  }
   exchange_->forget(request);
+  keeper_->forget(request);
+  drop_client(request);
+}
+
+void NodeRuntime::drop_client(std::uint64_t request) {
   const std::lock_guard lock(routes_mutex_);
   const auto client = clients_.find(request);
   if (client == clients_.end()) return;
@@ -182,13 +281,16 @@ NodeHealth NodeRuntime::health() const {
   ::getrusage(RUSAGE_SELF, &usage);
   const auto seconds = [](const timeval& time) { return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6; };
   health.cpu_seconds = seconds(usage.ru_utime) + seconds(usage.ru_stime);
+  const std::lock_guard lock(cards_mutex_);
   for (const auto& [number, card] : cards_) {
     const auto use = card->card().use();
     health.card_bytes.push_back(use.weights + use.lanes);
     health.card_bytes_max.push_back(use.high_water);
     health.card_budget.push_back(use.budget);
   }
-  for (const auto& [peer, statistics] : exchange_->statistics().peers) {
+  auto traffic = exchange_->statistics();
+  traffic.peers.emplace(0, traffic.gone);  // 0 is nobody's number.
+  for (const auto& [peer, statistics] : traffic.peers) {
     health.bytes_sent += statistics.bytes_sent;
     health.bytes_received += statistics.bytes_received;
     health.frames_resent += statistics.frames_resent;

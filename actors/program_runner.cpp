@@ -39,7 +39,7 @@ struct ProgramRunner::Lent {
 
 ProgramRunner::ProgramRunner(cards::Card& card, protocol::Exchange& exchange, const Clock& clock, const Seat& seat,
                              std::uint64_t request, cards::LaneId lane, std::shared_ptr<const cards::ProgramSet> programs,
-                             Duration deadline)
+                             Duration deadline, FaultProbe probe)
     : card_(card),
       exchange_(exchange),
       clock_(clock),
@@ -48,6 +48,8 @@ ProgramRunner::ProgramRunner(cards::Card& card, protocol::Exchange& exchange, co
       lane_(lane),
       programs_(std::move(programs)),
       deadline_(deadline),
+      probe_(probe),
+      wait_limit_(deadline),
       lent_(std::make_shared<Lent>()) {
   lent_->count.resize(programs_->slots.size());
 }
@@ -61,11 +63,45 @@ ProgramRunner::~ProgramRunner() {
   });
 }
 
+namespace {
+// A wait lasts as long as the slowest neighbour's work before it, at most one run; the rest is for a busy machine.
+constexpr int deadline_factor = 20;
+constexpr Duration deadline_min = std::chrono::seconds(3);
+}  // namespace
+
+void ProgramRunner::suspect(const Error& error, protocol::EndpointId source) {
+  const bool in_vain = error.code == ErrorCode::timed_out || error.code == ErrorCode::peer_lost || error.code == ErrorCode::pool_exhausted;
+  if (in_vain && source < first_keeper_endpoint) suspects_.push_back(source);
+}
+
+void ProgramRunner::reach(FaultEvent event, std::uint32_t program, std::uint32_t step, std::string_view label) const {
+  if (!probe_.armed()) return;
+  FaultSite site;
+  site.event = event;
+  site.card = probe_.card;
+  site.stage = topology::name_of(static_cast<topology::StageKind>(seat_.stage));
+  site.label = label;
+  site.request = request_;
+  const bool denoises = static_cast<topology::StageKind>(seat_.stage) == topology::StageKind::denoiser;
+  if (denoises && programs_->programs[program].name == "step") site.step = step + 1;
+  site.block = block_of_label(label);
+  // Programs that are no step have no begin and end of one.
+  if ((event == FaultEvent::step_begin || event == FaultEvent::step_end) && site.step == 0) return;
+  probe_.faults->reached(site);
+}
+
 Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars) {
   RunTimes times;
+  suspects_.clear();
+  const auto before = measured_.find(program);
+  wait_limit_ = before == measured_.end() ? deadline_ : std::min(deadline_, std::max(deadline_min, before->second * deadline_factor));
+  const auto begun = clock_.now();
   // Command::reuses speaks of sends of the same run only; those of the run before must be through.
   for (cards::SlotId slot = 0; slot < programs_->slots.size(); ++slot) ORRERY_TRY_DONE(wait_until_unlent(slot));
   const auto& commands = programs_->programs[program].commands;
+  reach(FaultEvent::step_begin, program, step);
+  if (static_cast<topology::StageKind>(seat_.stage) == topology::StageKind::text_encoder) reach(FaultEvent::encode, program, step);
+  if (static_cast<topology::StageKind>(seat_.stage) == topology::StageKind::decoder) reach(FaultEvent::decode, program, step);
   auto mark = clock_.now();
   const auto lap = [&](Duration& into) {
     const auto now = clock_.now();
@@ -74,6 +110,7 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
   };
   for (std::uint32_t at = 0; at < commands.size();) {
     if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
+    reach(FaultEvent::command, program, step, commands[at].label);
     for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
     if (commands[at].queue == cards::Queue::exchange) {
       ORRERY_TRY_DONE(exchange(program, at, step));
@@ -84,11 +121,16 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
     lap(times.exchange);
     // As many compute commands as possible in one call to the card: up to the next exchange, or the next reuse.
     auto end = at + 1;
-    while (end < commands.size() && commands[end].queue != cards::Queue::exchange && commands[end].reuses.empty()) ++end;
+    // One by one while a fault waits for its command.
+    while (!probe_.armed() && end < commands.size() && commands[end].queue != cards::Queue::exchange && commands[end].reuses.empty()) ++end;
     ORRERY_TRY_DONE(card_.run(lane_, program, at, end, scalars));
     at = end;
     lap(times.compute);
   }
+  auto& longest = measured_[program];
+  longest = std::max(clock_.now() - begun, longest * 7 / 8);
+  longest_run_ = std::max(longest_run_.load(), longest.count());
+  reach(FaultEvent::step_end, program, step);
   return times;
 }
 
@@ -164,7 +206,7 @@ Status ProgramRunner::exchange(std::uint32_t program, std::uint32_t index, std::
   key.stream = static_cast<std::uint16_t>((seat_.stage << 8) | program);
   key.op = static_cast<std::uint32_t>(command.count(Attr::exchange));
   const auto self = seat_.self();
-  const auto until = clock_.now() + deadline_;
+  const auto until = clock_.now() + wait_limit_;
   const auto named = [&](const Error& error) {
     return Error{error.code, command.label + ": " + error.message, error.hint};
   };
@@ -181,8 +223,9 @@ Status ProgramRunner::exchange(std::uint32_t program, std::uint32_t index, std::
     key.target = self;
     key.part = part;
     auto message = exchange_.receive(key, until);
-    if (!message.ok()) return named(message.error());
-    return message;
+    if (message.ok()) return message;
+    suspect(message.error(), source);
+    return named(message.error());
   };
 
   const auto output = command.outputs[0];
@@ -245,7 +288,7 @@ Status ProgramRunner::send_region(cards::SlotId slot, const MessageKey& key, con
 
 Status ProgramRunner::wait_until_unlent(cards::SlotId slot) {
   std::unique_lock lock(lent_->mutex);
-  const bool freed = lent_->changed.wait_for(lock, deadline_, [&] { return lent_->count[slot] == 0 || cancelled_; });
+  const bool freed = lent_->changed.wait_for(lock, wait_limit_, [&] { return lent_->count[slot] == 0 || cancelled_; });
   if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
   if (!freed)
     return Error{ErrorCode::timed_out, "a neighbour of " + card_.options().name + " did not take '" + programs_->slots[slot].name +
@@ -255,7 +298,13 @@ Status ProgramRunner::wait_until_unlent(cards::SlotId slot) {
 
 Status ProgramRunner::receive_into(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId source) {
   MessageKey key{request_, step, edge_stream, 0, edge, source, seat_.self()};
-  ORRERY_TRY(message, exchange_.receive(key, clock_.now() + deadline_));
+  auto received = exchange_.receive(key, clock_.now() + deadline_);
+  if (!received.ok()) {
+    suspects_.clear();
+    suspect(received.error(), source);
+    return received.error();
+  }
+  const auto message = std::move(received).value();
   const auto memory = card_.memory(lane_, slot);
   if (message.bytes() != memory.size() || message.dtype != programs_->slots[slot].dtype)
     return Error{ErrorCode::bad_frame, "'" + programs_->slots[slot].name + "' needs " + std::to_string(memory.size()) +
@@ -265,11 +314,16 @@ Status ProgramRunner::receive_into(cards::SlotId slot, std::uint32_t edge, std::
   return Done{};
 }
 
-Status ProgramRunner::send_from(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId target) {
-  const MessageKey key{request_, step, edge_stream, 0, edge, seat_.self(), target};
+Status ProgramRunner::send_from(cards::SlotId slot, std::uint32_t edge, std::uint32_t step,
+                                std::span<const protocol::EndpointId> targets) {
   const auto& description = programs_->slots[slot];
   // Copied, not lent: the next stage may be busy for long, and this lane must not wait for it.
-  return exchange_.send(key, description.dtype, description.shape, Shard::copy_of(card_.memory(lane_, slot)));
+  const auto copy = Shard::copy_of(card_.memory(lane_, slot));
+  for (const auto target : targets) {
+    const MessageKey key{request_, step, edge_stream, 0, edge, seat_.self(), target};
+    ORRERY_TRY_DONE(exchange_.send(key, description.dtype, description.shape, copy));
+  }
+  return Done{};
 }
 
 }  // namespace orrery::actors

@@ -12,9 +12,11 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "actors/fault_switch.hpp"
 #include "base/clock.hpp"
 #include "cards/card.hpp"
 #include "compiler/layout.hpp"
@@ -42,6 +44,13 @@ struct Seat {
 /// What a plan says of one rank of a stage.
 Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank);
 
+/// Where a card's programs ask for injected faults; usually nowhere.
+struct FaultProbe {
+  FaultSwitch* faults = nullptr;
+  std::uint32_t card = 0;  // Within the node.
+  bool armed() const { return faults != nullptr && faults->armed(); }
+};
+
 /// One request's lane on one card.
 ///
 /// Threads:   one at a time; `cancel` from any.
@@ -51,18 +60,24 @@ Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint
 class ProgramRunner {
 public:
   ProgramRunner(cards::Card& card, protocol::Exchange& exchange, const Clock& clock, const Seat& seat, std::uint64_t request,
-                cards::LaneId lane, std::shared_ptr<const cards::ProgramSet> programs, Duration deadline);
+                cards::LaneId lane, std::shared_ptr<const cards::ProgramSet> programs, Duration deadline,
+                FaultProbe probe = {});
   ~ProgramRunner();
   ProgramRunner(const ProgramRunner&) = delete;
   ProgramRunner& operator=(const ProgramRunner&) = delete;
 
-  /// Runs a whole program. Each wait for others ends after the deadline with timed_out; `cancel` ends it with cancelled.
+  /// Runs a whole program. Each wait for others ends with timed_out: after `deadline` at first, later after a multiple of
+  /// what this program took before, so that a card that hangs is noticed in seconds; `cancel` ends it with cancelled.
   Result<RunTimes> run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars);
 
   /// Fills a slot with a message from an edge (see edges.hpp).
   Status receive_into(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId source);
-  /// Sends a copy of a slot over an edge.
-  Status send_from(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId target);
+  /// Sends a copy of a slot over an edge; one copy for all targets.
+  Status send_from(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, std::span<const protocol::EndpointId> targets);
+  /// The longest of the last runs; zero before the first.
+  Duration longest_run() const { return Duration(longest_run_.load()); }
+  /// Cards that a failed call waited for in vain; empty when the failure was of another kind.
+  const std::vector<protocol::EndpointId>& suspects() const { return suspects_; }
 
   void cancel() { cancelled_ = true; }
   const cards::ProgramSet& programs() const { return *programs_; }
@@ -76,11 +91,14 @@ private:
     std::unique_ptr<protocol::OrderedReduceScatter> reduce;
   };
 
+  /// Only while a fault is armed.
+  void reach(FaultEvent event, std::uint32_t program, std::uint32_t step, std::string_view label = {}) const;
   Status exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
   Result<const Prepared*> prepare(std::uint32_t program, std::uint32_t index);
   Status send_region(cards::SlotId slot, const protocol::MessageKey& key, const protocol::Region& region);
   Status wait_until_unlent(cards::SlotId slot);
   Shard lend(cards::SlotId slot, std::span<const std::byte> bytes);
+  void suspect(const Error& error, protocol::EndpointId source);
 
   cards::Card& card_;
   protocol::Exchange& exchange_;
@@ -90,6 +108,11 @@ private:
   const cards::LaneId lane_;
   const std::shared_ptr<const cards::ProgramSet> programs_;
   const Duration deadline_;
+  const FaultProbe probe_;
+  std::map<std::uint32_t, Duration> measured_;  // By program: the longest of its last runs, slowly forgotten.
+  std::atomic<Duration::rep> longest_run_{0};
+  Duration wait_limit_;                         // Of the run at hand.
+  std::vector<protocol::EndpointId> suspects_;
   std::atomic<bool> cancelled_{false};
   std::shared_ptr<Lent> lent_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, Prepared> prepared_;  // By program and command.

@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "actors/coordinator_actor.hpp"
 
 namespace orrery::actors {
@@ -8,51 +6,50 @@ using topology::StageKind;
 
 namespace {
 
-void end(caf::stateful_actor<RequestState>* self, EventKind kind, Failure failure) {
-  auto& state = self->state;
-  if (state.ended) return;
-  state.ended = true;
-  RequestEvent event;
-  event.request = state.setup.request;
-  event.kind = static_cast<std::uint8_t>(kind);
-  event.failure = std::move(failure);
-  SteadyClock clock;
-  OrderedJson details;
-  details["seconds"] = seconds_of(clock.now() - state.started);
-  details["stages"] = state.timings;
-  event.details = details.dump();
-  self->send(state.setup.client, event);
-  self->send(state.setup.coordinator, event);
+void end(caf::stateful_actor<RequestState>* self, Failure failure, std::vector<std::uint32_t> suspects, const std::string& stage) {
+  auto& setup = self->state.setup;
+  AttemptEnded ended;
+  ended.request = setup.run.request;
+  ended.epoch = setup.epoch;
+  ended.failure = std::move(failure);
+  ended.suspects = std::move(suspects);
+  ended.stage = stage;
+  ended.stages = setup.timings.dump();
+  self->send(setup.coordinator, ended);
   self->quit();
 }
 
 void advance(caf::stateful_actor<RequestState>* self) {
   auto& state = self->state;
-  if (state.at == state.setup.stages.size()) return end(self, EventKind::completed, {});
-  const auto& [kind, stage] = state.setup.stages[state.at];
-  StageRun run;
-  run.request = state.setup.request;
-  run.spec = state.setup.spec;
-  run.client_endpoint = state.setup.client_endpoint;
-  run.client_data_address = state.setup.client_data_address;
-  run.prompt_rows = state.prompt_rows;
-  run.negative_rows = state.negative_rows;
-  run.listener = caf::actor_cast<caf::actor>(self);
+  auto& setup = state.setup;
+  if (setup.at == setup.stages.size()) return end(self, {}, {}, "");
+  const auto& [kind, stage] = setup.stages[setup.at];
   const std::string name(topology::name_of(kind));
-  // No deadline: how long a stage takes is the model's business; lost cards and nodes are reported by monitors.
+  if (state.cancelled) return end(self, Error{ErrorCode::cancelled, "request " + std::to_string(setup.run.request) + " was cancelled"}, {}, name);
+  // Frames are made when there is somebody to send them to; until then the latents wait with their keepers.
+  if (kind == StageKind::decoder && setup.run.client_endpoint == 0) return end(self, {}, {}, name);
+  auto run = setup.run;
+  run.listener = caf::actor_cast<caf::actor>(self);
+  // No deadline of ours: the stage has one for each of its commands, and lost nodes end the epoch.
   self->request(stage, caf::infinite, run)
       .then(
           [=](const StageDone& done) {
-            auto& now = self->state;
+            auto& now = self->state.setup;
             if (!done.details.empty()) now.timings[name] = OrderedJson::parse(done.details);
-            if (!done.failure.ok()) return end(self, EventKind::failed, done.failure);
-            now.prompt_rows = done.prompt_rows;
-            now.negative_rows = done.negative_rows;
+            if (!done.failure.ok()) return end(self, done.failure, done.suspects, name);
+            now.run.prompt_rows = done.prompt_rows;
+            now.run.negative_rows = done.negative_rows;
+            // Only the first stage of an attempt goes on from a keeper.
+            now.run.resume_step = now.run.embeds_keeper = now.run.latents_keeper = 0;
+            now.run.embeds_node.clear();
+            now.run.latents_node.clear();
             ++now.at;
             advance(self);
           },
           [=](const caf::error& error) {
-            end(self, EventKind::failed, error_of(self->system(), error, "stage " + name + " did not answer"));
+            Failure failure = error_of(self->system(), error, "stage " + name + " did not answer");
+            failure.code = static_cast<std::uint16_t>(ErrorCode::peer_lost);
+            end(self, failure, {}, name);
           });
 }
 
@@ -60,24 +57,22 @@ void advance(caf::stateful_actor<RequestState>* self) {
 
 caf::behavior request_actor(caf::stateful_actor<RequestState>* self, RequestSetup setup) {
   self->state.setup = std::move(setup);
-  SteadyClock clock;
-  self->state.started = clock.now();
   advance(self);
   return {
       // A stage says how far it is.
-      [=](const RequestEvent& event) {
-        self->send(self->state.setup.client, event);
-        self->send(self->state.setup.coordinator, event);
+      [=](const RequestEvent& event) { self->send(self->state.setup.coordinator, event); },
+      [=](const ClientMoved& client) {
+        auto& state = self->state;
+        state.setup.run.client_endpoint = client.endpoint;
+        state.setup.run.client_data_address = client.data_address;
       },
       [=](const Cancel&) {
-        for (const auto& [kind, stage] : self->state.setup.stages) {
-          CancelStage cancel;
-          cancel.request = self->state.setup.request;
-          self->send(stage, cancel);
-        }
+        auto& state = self->state;
+        state.cancelled = true;
+        CancelStage cancel;
+        cancel.request = state.setup.run.request;
+        self->send(state.setup.stages[state.setup.at].second, cancel);
       },
-      // The coordinator knows that it cannot go on (a node was lost).
-      [=](const Failure& failure) { end(self, EventKind::failed, failure); },
   };
 }
 

@@ -114,4 +114,45 @@ Status check_noise(const Shape& noise, const RequestSpec& request, const compile
                "channels, latent frames, height, width");
 }
 
+OrderedJson json_of(const RequestSpec& request) {
+  OrderedJson json;
+  json["prompt"] = request.prompt;
+  json["negative_prompt"] = request.negative_prompt;
+  json["width"] = request.width;
+  json["height"] = request.height;
+  json["frames"] = request.frames;
+  json["steps"] = request.steps;
+  json["fps"] = request.fps;
+  json["guidance"] = request.guidance;
+  json["seed"] = request.seed;
+  json["max_text_tokens"] = request.max_text_tokens;
+  json["noise_from_client"] = request.noise_from_client;
+  json["save_tensors"] = request.save_tensors;
+  json["deadline_seconds"] = request.deadline_seconds;
+  return json;
+}
+
+Result<RequestSpec> request_spec_from(const std::string& text) {
+  ORRERY_TRY(json, parse_json(text, "request"));
+  RequestSpec request;
+  try {
+    request.prompt = json.at("prompt").get<std::string>();
+    request.negative_prompt = json.at("negative_prompt").get<std::string>();
+    request.width = json.at("width").get<std::uint32_t>();
+    request.height = json.at("height").get<std::uint32_t>();
+    request.frames = json.at("frames").get<std::uint32_t>();
+    request.steps = json.at("steps").get<std::uint32_t>();
+    request.fps = json.at("fps").get<double>();
+    request.guidance = json.at("guidance").get<double>();
+    request.seed = json.at("seed").get<std::uint64_t>();
+    request.max_text_tokens = json.at("max_text_tokens").get<std::uint32_t>();
+    request.noise_from_client = json.at("noise_from_client").get<bool>();
+    request.save_tensors = json.at("save_tensors").get<bool>();
+    request.deadline_seconds = json.at("deadline_seconds").get<double>();
+  } catch (const Json::exception& failed) {
+    return Error{ErrorCode::invalid_request, std::string("the text of a request cannot be read: ") + failed.what()};
+  }
+  return request;
+}
+
 }  // namespace orrery::actors

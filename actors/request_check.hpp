@@ -6,6 +6,7 @@
 
 #include "actors/request_spec.hpp"
 #include "base/result.hpp"
+#include "base/json.hpp"
 #include "base/tensor.hpp"
 #include "compiler/model_folder.hpp"
 
@@ -26,5 +27,10 @@ Status check_request(const RequestSpec& request, const compiler::ModelFolder& mo
 /// Whether noise of this shape, [C,T,H,W], is what the denoiser takes for a request that check_request accepts. Another
 /// shape would leave it waiting for the rest. Fails with invalid_request.
 Status check_noise(const Shape& noise, const RequestSpec& request, const compiler::ModelFolder& model);
+
+/// A request as the journal keeps it; the same request gives the same text.
+OrderedJson json_of(const RequestSpec& request);
+/// Fails with invalid_request.
+Result<RequestSpec> request_spec_from(const std::string& text);
 
 }  // namespace orrery::actors

@@ -16,11 +16,12 @@ struct RequestSpec {
   std::uint32_t max_text_tokens = 512;
   bool noise_from_client = false;  // The initial noise comes over the data plane instead of from the seed.
   bool save_tensors = false;       // Intermediates go to the client's data endpoint as well.
+  double deadline_seconds = 0;     // From acceptance; then the request is cancelled. 0: none.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, RequestSpec& x) {
   return f(x.prompt, x.negative_prompt, x.width, x.height, x.frames, x.steps, x.fps, x.guidance, x.seed, x.max_text_tokens,
-           x.noise_from_client, x.save_tensors);
+           x.noise_from_client, x.save_tensors, x.deadline_seconds);
 }
 
 }  // namespace orrery::actors

@@ -1,6 +1,7 @@
 #include "actors/stage_actor.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/json.hpp"
 #include "topology/plan.hpp"
@@ -15,8 +16,19 @@ caf::behavior stage_actor(caf::stateful_actor<StageState>* self, StageSetup setu
   return {
       [&stage](const StageRun& order) { return stage.on_run(order); },
       [&stage](const CancelStage& order) { stage.on_cancel(order); },
+      [&stage](const Tick& tick) { stage.on_tick(tick); },
   };
 }
+
+namespace {
+// Cards have deadlines of their own for each wait, which name who did not deliver: ours comes after them.
+constexpr int deadline_factor = 30;
+constexpr Duration deadline_min = std::chrono::seconds(4);
+// Reports of cards that waited in vain for the same cause come within this time.
+constexpr Duration judge_after = std::chrono::milliseconds(200);
+// Differences below this are the machine's noise, not a slow card.
+constexpr double straggler_seconds_min = 0.020;
+}  // namespace
 
 void StageState::start(caf::stateful_actor<StageState>* self, StageSetup setup) {
   self_ = self;
@@ -47,7 +59,7 @@ void StageState::begin_next() {
   if (queue_.empty()) return;
   work_ = std::move(queue_.front());
   queue_.pop_front();
-  work_->started = clock_.now();
+  work_->started = setup_.clock->now();
   done_ = {};
   done_.prompt_rows = work_->order.prompt_rows;
   done_.negative_rows = work_->order.negative_rows;
@@ -65,7 +77,8 @@ void StageState::begin_next() {
 
 void StageState::finish() {
   done_.failure = work_->failure;
-  done_.seconds = seconds_of(clock_.now() - work_->started);
+  done_.suspects = work_->suspects;
+  done_.seconds = seconds_of(setup_.clock->now() - work_->started);
   OrderedJson details = done_.details.empty() ? OrderedJson::object() : OrderedJson::parse(done_.details);
   details["seconds"] = done_.seconds;
   if (!setup_.cards.empty()) {
@@ -79,9 +92,10 @@ void StageState::finish() {
   begin_next();
 }
 
-void StageState::fail(const Failure& failure) {
+void StageState::fail(const Failure& failure, std::vector<std::uint32_t> suspects) {
   if (!work_->failure.ok()) return;
   work_->failure = failure;
+  work_->suspects = std::move(suspects);
   // Nobody waits for a neighbour that gave up.
   for (const auto& group : setup_.cards)
     for (const auto& card : group) self_->send(card, DropRequest{work_->order.request});
@@ -90,7 +104,10 @@ void StageState::fail(const Failure& failure) {
 
 void StageState::on_cancel(const CancelStage& order) {
   const Failure cancelled = Error{ErrorCode::cancelled, "request " + std::to_string(order.request) + " was cancelled"};
-  if (work_ && work_->order.request == order.request) return fail(cancelled);
+  if (work_ && work_->order.request == order.request) {
+    if (setup_.cards.empty()) return;  // Guardrails are done at once.
+    return fail(cancelled);
+  }
   const auto found = std::find_if(queue_.begin(), queue_.end(), [&](const Work& each) { return each.order.request == order.request; });
   if (found == queue_.end()) return;
   StageDone done;
@@ -103,16 +120,45 @@ void StageState::on_card_down(const caf::down_msg& down) {
   const auto lost = down.source.id();
   lost_.push_back(lost);
   if (!work_) return;
-  std::string which = "a card";
+  const auto number = number_of(lost);
+  fail(Error{ErrorCode::peer_lost, card_name(number) + " was lost during " + std::string(topology::name_of(setup_.kind))}, {number});
+  answered(lost, {});
+}
+
+std::uint32_t StageState::number_of(caf::actor_id card) const {
   const auto& groups = stage_of(setup_.kind).groups;
   for (std::size_t group = 0; group < setup_.cards.size(); ++group)
     for (std::size_t rank = 0; rank < setup_.cards[group].size(); ++rank)
-      if (setup_.cards[group][rank].address() == down.source) {
-        const auto& card = setup_.plan.cards[groups[group].ranks[rank].card];
-        which = "card " + card.node + ":" + std::to_string(card.index);
-      }
-  fail(Error{ErrorCode::peer_lost, which + " was lost during " + std::string(topology::name_of(setup_.kind))});
-  answered(lost, {});
+      if (setup_.cards[group][rank].id() == card) return groups[group].ranks[rank].card;
+  ORRERY_CHECK(!"a card of this stage");
+  return 0;
+}
+
+void StageState::on_tick(const Tick& tick) {
+  if (tick.round == round_ && !reports_.empty()) judge();
+}
+
+// The cause is a card that was waited for and did not itself wait for another one.
+void StageState::judge() {
+  const auto reports = std::exchange(reports_, {});
+  std::vector<std::uint32_t> named;
+  const Report* first = &reports.front();
+  for (const auto& each : reports)
+    for (const auto suspect : each.suspects) {
+      const bool waited_too = std::any_of(reports.begin(), reports.end(), [&](const Report& other) { return other.card == suspect; });
+      if (waited_too || std::find(named.begin(), named.end(), suspect) != named.end()) continue;
+      if (named.empty()) first = &each;
+      named.push_back(suspect);
+    }
+  if (named.empty()) named = first->suspects;
+  auto failure = first->failure;
+  // The data plane numbers cards; people name them.
+  for (const auto suspect : first->suspects) {
+    const auto numbered = "card " + std::to_string(suspect) + " did not";
+    if (const auto at = failure.message.find(numbered); at != std::string::npos)
+      failure.message.replace(at, numbered.size(), card_name(suspect) + " did not");
+  }
+  fail(failure, std::move(named));
 }
 
 void StageState::report(EventKind kind, std::uint64_t done, std::uint64_t total, double seconds) {
@@ -128,30 +174,49 @@ void StageState::report(EventKind kind, std::uint64_t done, std::uint64_t total,
 
 // ---- talking to cards -----------------------------------------------------------------------------------------
 
+Duration StageState::deadline_of(const std::string& what) const {
+  const auto before = measured_.find(what);
+  const auto first = setup_.command_deadline * 3 / 2;
+  return before == measured_.end() ? first : std::min(first, std::max(deadline_min, before->second * deadline_factor));
+}
+
 template <class Message>
-void StageState::ask(const std::vector<std::pair<caf::actor, Message>>& orders, Next next) {
+void StageState::ask(const std::string& what, const std::vector<std::pair<caf::actor, Message>>& orders, Next next) {
   if (!work_->failure.ok()) return close_lanes([this] { finish(); });
   next_ = std::move(next);
+  ++round_;
+  asked_ = what;
+  asked_at_ = setup_.clock->now();
+  round_seconds_.clear();
+  const auto deadline = deadline_of(what);
   for (const auto& [card, message] : orders) outstanding_.push_back(card.id());
   for (const auto& [card, message] : orders) {
     const auto id = card.id();
-    // No deadline here: the cards' own waits have one, and a dead card is reported by its monitor.
-    self_->request(card, caf::infinite, message)
+    self_->request(card, deadline, message)
         .then([this, id](const CardDone& done) { answered(id, done); },
-              [this, id](const caf::error& error) {
+              [this, id, what, deadline](const caf::error& error) {
                 CardDone done;
-                done.failure = error_of(self_->system(), error, "a card did not answer");
+                const auto number = number_of(id);
+                if (error == caf::sec::request_timeout) {
+                  done.failure = Error{ErrorCode::timed_out, card_name(number) + " did not finish '" + what + "' of " +
+                                                                 std::string(topology::name_of(setup_.kind)) + " within " +
+                                                                 std::to_string(static_cast<int>(seconds_of(deadline))) + " s"};
+                } else {
+                  done.failure = error_of(self_->system(), error, card_name(number) + " did not answer");
+                  done.failure.code = static_cast<std::uint16_t>(ErrorCode::peer_lost);
+                }
+                lost_.push_back(id);  // It may hang: it is not waited for again.
                 answered(id, done);
               });
   }
 }
 
 template <class Message>
-void StageState::ask_all(const Message& message, Next next) {
+void StageState::ask_all(const std::string& what, const Message& message, Next next) {
   std::vector<std::pair<caf::actor, Message>> orders;
   for (std::size_t group = 0; group < active_groups(); ++group)
     for (const auto& card : setup_.cards[group]) orders.emplace_back(card, message);
-  ask(orders, std::move(next));
+  ask(what, orders, std::move(next));
 }
 
 void StageState::answered(caf::actor_id card, const CardDone& done) {
@@ -160,18 +225,80 @@ void StageState::answered(caf::actor_id card, const CardDone& done) {
   outstanding_.erase(found);
   round_compute_ = std::max(round_compute_, done.compute_seconds);
   round_exchange_ = std::max(round_exchange_, done.exchange_seconds);
+  const auto number = number_of(card);
+  round_seconds_[number] = done.compute_seconds;
   if (!done.failure.ok() && work_->failure.ok()) {
-    // Cancellations are consequences: `fail` keeps the first cause.
-    fail(done.failure);
+    if (!done.suspects.empty()) {
+      reports_.push_back({number, done.failure, done.suspects});
+      if (!outstanding_.empty()) {
+        if (reports_.size() == 1) self_->delayed_send(self_, judge_after, Tick{round_});
+        return;
+      }
+      judge();
+    } else {
+      // Its own failure; unless a deadline of ours passed because its neighbours wait, too.
+      fail(done.failure, {number});
+    }
     if (outstanding_.empty()) return;  // `fail` has gone on.
   }
   if (!outstanding_.empty()) return;
+  if (!reports_.empty() && work_->failure.ok()) return judge();
   compute_seconds_ += round_compute_;
   exchange_seconds_ += round_exchange_;
   round_compute_ = round_exchange_ = 0;
   if (!work_->failure.ok() && !closing_) return close_lanes([this] { finish(); });
+  if (!closing_ && work_->failure.ok()) {
+    auto& longest = measured_[asked_];
+    longest = std::max(setup_.clock->now() - asked_at_, longest * 7 / 8);
+    if (asked_ == "step") watch_stragglers();
+  }
   const auto next = std::move(next_);
   next();
+}
+
+// Cards with more slices may take longer: what counts is the time per slice.
+void StageState::watch_stragglers() {
+  std::vector<double> all;
+  std::map<std::uint32_t, double> per_slice;
+  for (const auto& group : stage_of(setup_.kind).groups)
+    for (const auto& rank : group.ranks) {
+      const auto found = round_seconds_.find(rank.card);
+      if (found == round_seconds_.end()) continue;
+      per_slice[rank.card] = found->second / static_cast<double>(rank.slices.size());
+      all.push_back(per_slice[rank.card]);
+    }
+  if (all.size() < 2) return;
+  std::sort(all.begin(), all.end());
+  const auto median = all[(all.size() - 1) / 2];
+  for (const auto& [card, seconds] : per_slice) {
+    auto& slow = slow_steps_[card];
+    const bool slower = seconds > setup_.straggler_factor * median && round_seconds_[card] - round_seconds_[card] * median / seconds > straggler_seconds_min;
+    slow = slower ? slow + 1 : 0;
+    if (slow != setup_.straggler_steps) continue;
+    slow = 0;
+    self_->send(setup_.coordinator, Straggler{setup_.epoch, card, seconds / std::max(median, 1e-9)});
+  }
+}
+
+void StageState::fetch_kept(const std::vector<caf::actor>& node, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets, Next next) {
+  if (node.empty()) return next();
+  SendKept order;
+  order.request = work_->order.request;
+  order.edge = static_cast<std::uint32_t>(edge);
+  order.step = step;
+  order.targets = std::move(targets);
+  const auto request = order.request;
+  self_->request(node.front(), std::chrono::seconds(10), order)
+      .then(
+          [this, request, next](const KeptSent& sent) {
+            if (!work_ || work_->order.request != request || !work_->failure.ok()) return;
+            if (!sent.failure.ok()) return fail(sent.failure);
+            next();
+          },
+          [this, request](const caf::error& error) {
+            if (!work_ || work_->order.request != request) return;
+            fail(error_of(self_->system(), error, "fetching a restart point"));
+          });
 }
 
 std::size_t StageState::active_groups() const {
@@ -189,7 +316,7 @@ void StageState::open_lanes(std::uint32_t prompt_rows, std::uint32_t negative_ro
   open.client_endpoint = work_->order.client_endpoint;
   open.client_data_address = work_->order.client_data_address;
   lanes_open_ = true;
-  ask_all(open, std::move(next));
+  ask_all("open", open, std::move(next));
 }
 
 void StageState::close_lanes(Next next) {
@@ -214,7 +341,7 @@ void StageState::close_lanes(Next next) {
   for (const auto& card : living) outstanding_.push_back(card.id());
   for (const auto& card : living) {
     const auto id = card.id();
-    self_->request(card, caf::infinite, close)
+    self_->request(card, deadline_of("close"), close)
         .then([this, id](const CardDone& done) { answered(id, done); }, [this, id](const caf::error&) { answered(id, {}); });
   }
 }
@@ -312,7 +439,8 @@ void StageState::encode(bool negative) {
     const auto edge = negative ? Edge::negative_prompt_embeds : Edge::prompt_embeds;
     // The branch's group; with one group both branches go there.
     auto targets = cards_of(StageKind::denoiser, negative && stage_of(StageKind::denoiser).groups.size() > 1 ? 1 : 0);
-    if (work_->order.spec.save_tensors) targets.push_back(work_->order.client_endpoint);
+    targets.insert(targets.end(), work_->order.keepers.begin(), work_->order.keepers.end());
+    if (work_->order.spec.save_tensors && work_->order.client_endpoint != 0) targets.push_back(work_->order.client_endpoint);
     std::vector<std::pair<caf::actor, RunProgram>> orders;
     for (std::size_t rank = 0; rank < setup_.cards[0].size(); ++rank) {
       auto run = program("forward", negative ? 1 : 0);
@@ -324,7 +452,7 @@ void StageState::encode(bool negative) {
       if (rank == 0) run.outputs.push_back(output("last_hidden_state", edge, 0, targets));
       orders.emplace_back(setup_.cards[0][rank], std::move(run));
     }
-    ask(orders, [this, negative] {
+    ask("forward", orders, [this, negative] {
       close_lanes([this, negative] {
         report(EventKind::progress, negative ? 2 : 1, negative_ids_.empty() ? 1 : 2, 0);
         if (!negative && !negative_ids_.empty()) return encode(true);
@@ -336,6 +464,20 @@ void StageState::encode(bool negative) {
 
 // ---- denoiser ---------------------------------------------------------------------------------------------------
 
+namespace {
+
+ProgramInput from_message(const std::string& slot, Edge edge, std::uint32_t step, std::uint32_t source) {
+  ProgramInput input;
+  input.slot = slot;
+  input.from = static_cast<std::uint8_t>(InputFrom::message);
+  input.edge = static_cast<std::uint32_t>(edge);
+  input.step = step;
+  input.source = source;
+  return input;
+}
+
+}  // namespace
+
 void StageState::run_denoiser() {
   const auto& order = work_->order;
   auto schedule = make_schedule(*setup_.model->scheduler, order.spec.steps);
@@ -344,36 +486,55 @@ void StageState::run_denoiser() {
   OrderedJson details;
   details["steps"] = schedule_->count();
   details["steps_computed"] = schedule_->working_count();
+  if (order.resume_step > 0) details["resumed_from_step"] = order.resume_step;
   done_.details = details.dump();
   open_lanes(order.prompt_rows, order.negative_rows, [this] {
     const auto& request = work_->order;
-    const auto encoder = cards_of(StageKind::text_encoder, 0)[0];
-    const auto message = [](const std::string& slot, Edge edge, std::uint32_t source) {
-      ProgramInput input;
-      input.slot = slot;
-      input.from = static_cast<std::uint8_t>(InputFrom::message);
-      input.edge = static_cast<std::uint32_t>(edge);
-      input.source = source;
-      return input;
+    const bool split = active_groups() > 1;
+    const auto kept = [this](Edge edge, std::size_t group, Next next) {
+      fetch_kept(work_->order.embeds_node, edge, 0, cards_of(StageKind::denoiser, group), std::move(next));
     };
-    std::vector<std::pair<caf::actor, RunProgram>> orders;
-    for (std::size_t group = 0; group < active_groups(); ++group)
-      for (const auto& card : setup_.cards[group]) {
-        auto run = program("prepare", 0);
-        run.scalars.assign(static_cast<std::size_t>(cards::Scalar::count), 0);
-        run.scalars[static_cast<std::size_t>(cards::Scalar::sigma_max)] = schedule_->sigma_max;
-        ProgramInput noise;
-        noise.slot = "noise";
-        noise.from = static_cast<std::uint8_t>(InputFrom::noise);
-        noise.seed = request.spec.seed;
-        run.inputs.push_back(request.spec.noise_from_client ? message("noise", Edge::noise, request.client_endpoint) : noise);
-        const bool split = active_groups() > 1;
-        if (!split || group == 0) run.inputs.push_back(message("text_prompt", Edge::prompt_embeds, encoder));
-        if (request.negative_rows > 0 && (!split || group == 1))
-          run.inputs.push_back(message("text_negative", Edge::negative_prompt_embeds, encoder));
-        orders.emplace_back(card, std::move(run));
-      }
-    ask(orders, [this] { denoise(0); });
+    const auto prepare = [this, split] {
+      const auto& now = work_->order;
+      const auto embeds = now.embeds_keeper != 0 ? now.embeds_keeper : cards_of(StageKind::text_encoder, 0)[0];
+      std::vector<std::pair<caf::actor, RunProgram>> orders;
+      for (std::size_t group = 0; group < active_groups(); ++group)
+        for (const auto& card : setup_.cards[group]) {
+          auto run = program("prepare", 0);
+          run.scalars.assign(static_cast<std::size_t>(cards::Scalar::count), 0);
+          run.scalars[static_cast<std::size_t>(cards::Scalar::sigma_max)] = schedule_->sigma_max;
+          ProgramInput noise;
+          noise.slot = "noise";
+          noise.from = static_cast<std::uint8_t>(InputFrom::noise);
+          noise.seed = now.spec.seed;
+          const bool from_client = now.spec.noise_from_client && now.resume_step == 0;
+          run.inputs.push_back(from_client ? from_message("noise", Edge::noise, 0, now.client_endpoint) : noise);
+          if (!split || group == 0) run.inputs.push_back(from_message("text_prompt", Edge::prompt_embeds, 0, embeds));
+          if (now.negative_rows > 0 && (!split || group == 1))
+            run.inputs.push_back(from_message("text_negative", Edge::negative_prompt_embeds, 0, embeds));
+          orders.emplace_back(card, std::move(run));
+        }
+      ask("prepare", orders, [this] { load_latents(); });
+    };
+    if (request.embeds_keeper == 0) return prepare();
+    kept(Edge::prompt_embeds, 0, [=, this] {
+      if (work_->order.negative_rows == 0) return prepare();
+      kept(Edge::negative_prompt_embeds, split ? 1 : 0, prepare);
+    });
+  });
+}
+
+void StageState::load_latents() {
+  const auto& order = work_->order;
+  if (order.resume_step == 0) return denoise(0);
+  std::vector<std::uint32_t> targets;
+  for (std::size_t group = 0; group < active_groups(); ++group)
+    for (const auto card : cards_of(StageKind::denoiser, group)) targets.push_back(card);
+  fetch_kept(order.latents_node, Edge::restart_latents, order.resume_step, targets, [this] {
+    const auto& now = work_->order;
+    auto run = program("", 0);  // Only fills the slot, which is that of the noise.
+    run.inputs.push_back(from_message("noise", Edge::restart_latents, now.resume_step, now.latents_keeper));
+    ask_all("resume", run, [this] { denoise(work_->order.resume_step); });
   });
 }
 
@@ -390,35 +551,39 @@ void StageState::denoise(std::uint32_t step) {
       run.scalars.assign(scalars.begin(), scalars.end());
       // Every rank holds the whole latents; one of them hands them on.
       if (group == 0 && rank == 0) {
-        if (work_->order.spec.save_tensors)
+        if (!work_->order.keepers.empty())
+          run.outputs.push_back(output("latents", Edge::restart_latents, step + 1, work_->order.keepers));
+        if (work_->order.spec.save_tensors && work_->order.client_endpoint != 0)
           run.outputs.push_back(output("latents", Edge::step_latents, step, {work_->order.client_endpoint}));
         if (last) run.outputs.push_back(output("latents", Edge::latents, 0, {cards_of(StageKind::decoder, 0)[0]}));
       }
       if (computed || !run.outputs.empty()) orders.emplace_back(setup_.cards[group][rank], std::move(run));
     }
-  const auto started = clock_.now();
+  const auto started = setup_.clock->now();
   const auto next = [this, step, count, started] {
-    report(EventKind::progress, step + 1, count, seconds_of(clock_.now() - started));
+    report(EventKind::progress, step + 1, count, seconds_of(setup_.clock->now() - started));
     denoise(step + 1);
   };
   if (orders.empty()) return next();
-  ask(orders, next);
+  ask(computed ? "step" : "pass", orders, next);
 }
 
 // ---- decoder ----------------------------------------------------------------------------------------------------
 
 void StageState::run_decoder() {
   open_lanes(0, 0, [this] {
-    auto run = program("prepare", 0);
-    ProgramInput latents;
-    latents.slot = "latents";
-    latents.from = static_cast<std::uint8_t>(InputFrom::message);
-    latents.edge = static_cast<std::uint32_t>(Edge::latents);
-    latents.source = cards_of(StageKind::denoiser, 0)[0];
-    run.inputs.push_back(latents);
-    if (work_->order.spec.save_tensors)
-      run.outputs.push_back(output("vae_input", Edge::vae_input, 0, {work_->order.client_endpoint}));
-    ask_all(run, [this] { decode(0); });
+    const auto& order = work_->order;
+    const bool kept = order.latents_keeper != 0;
+    // What a keeper has are the latents after the last step.
+    const auto edge = kept ? Edge::restart_latents : Edge::latents;
+    const auto step = kept ? order.spec.steps : 0;
+    fetch_kept(order.latents_node, edge, step, cards_of(StageKind::decoder, 0), [this, kept, edge, step] {
+      const auto& now = work_->order;
+      auto run = program("prepare", 0);
+      run.inputs.push_back(from_message("latents", edge, step, kept ? now.latents_keeper : cards_of(StageKind::denoiser, 0)[0]));
+      if (now.spec.save_tensors) run.outputs.push_back(output("vae_input", Edge::vae_input, 0, {now.client_endpoint}));
+      ask_all("prepare", run, [this] { decode(0); });
+    });
   });
 }
 
@@ -433,9 +598,9 @@ void StageState::decode(std::uint32_t frame) {
   run.outputs.push_back(output(which + ".frames", Edge::frames, frame, {work_->order.client_endpoint}));
   if (work_->order.spec.save_tensors)
     run.outputs.push_back(output(which + ".video", Edge::video_raw, frame, {work_->order.client_endpoint}));
-  const auto started = clock_.now();
-  ask_all(run, [this, frame, count, started] {
-    report(EventKind::progress, frame + 1, count, seconds_of(clock_.now() - started));
+  const auto started = setup_.clock->now();
+  ask_all(which, run, [this, frame, count, started] {
+    report(EventKind::progress, frame + 1, count, seconds_of(setup_.clock->now() - started));
     decode(frame + 1);
   });
 }

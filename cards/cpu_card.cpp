@@ -5,17 +5,6 @@
 namespace orrery::cards {
 namespace {
 
-/// Whether programs for `wanted` may run on weights loaded as `loaded`.
-bool same_weights(const WeightSet& wanted, const WeightSet& loaded) {
-  if (&wanted == &loaded) return true;
-  return std::equal(wanted.weights.begin(), wanted.weights.end(), loaded.weights.begin(), loaded.weights.end(),
-                    [](const WeightSpec& a, const WeightSpec& b) {
-                      return a.tensor == b.tensor && a.form == b.form && a.dtype == b.dtype && a.shape == b.shape &&
-                             a.row_begin == b.row_begin && a.row_end == b.row_end && a.column_begin == b.column_begin &&
-                             a.column_end == b.column_end;
-                    });
-}
-
 /// Every number in the programs points at something; kernels check shapes themselves.
 Status check_references(const ProgramSet& set, std::size_t weight_count) {
   const auto lane_bytes = set.lane_bytes();

@@ -97,6 +97,16 @@ std::string_view name_of(Attr attr) {
   return "unknown";
 }
 
+bool same_weights(const WeightSet& wanted, const WeightSet& loaded) {
+  if (&wanted == &loaded) return true;
+  return std::equal(wanted.weights.begin(), wanted.weights.end(), loaded.weights.begin(), loaded.weights.end(),
+                    [](const WeightSpec& a, const WeightSpec& b) {
+                      return a.tensor == b.tensor && a.form == b.form && a.dtype == b.dtype && a.shape == b.shape &&
+                             a.row_begin == b.row_begin && a.row_end == b.row_end && a.column_begin == b.column_begin &&
+                             a.column_end == b.column_end;
+                    });
+}
+
 std::uint64_t WeightSet::bytes() const {
   std::uint64_t sum = 0;
   for (const auto& weight : weights) sum += weight.bytes();

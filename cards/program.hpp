@@ -195,6 +195,8 @@ struct WeightSet {
   std::vector<WeightSpec> weights;
   std::uint64_t bytes() const;
 };
+/// Whether programs made for `wanted` may run on weights that were loaded as `loaded`.
+bool same_weights(const WeightSet& wanted, const WeightSet& loaded);
 
 struct ProgramSet {
   std::string component;

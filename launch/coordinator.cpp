@@ -15,6 +15,7 @@
 #include "base/log.hpp"
 #include "launch/announcement.hpp"
 #include "launch/planned_cluster.hpp"
+#include "launch/security.hpp"
 #include "launch/signals.hpp"
 #include "launch/state_folder.hpp"
 #include "launch/verb.hpp"
@@ -45,15 +46,20 @@ Result<int> coordinate(const CoordinatorArguments& arguments, const VerbContext&
     options.listen_host = listen.host;
     options.listen_port = listen.port;
   }
-  if (!arguments.state.empty()) ORRERY_TRY_DONE(make_state_folder(arguments.state));
-  options.cluster_id = random_cluster_id();
+  if (arguments.state.empty()) return Error{ErrorCode::usage, "--state says where the journal lies; it is missing"};
+  ORRERY_TRY_DONE(make_state_folder(arguments.state));
+  options.state_folder = arguments.state;
   Announcement announcement;
-  announcement.cluster_id = options.cluster_id;
   announcement.pid = ::getpid();
   announcement.address = options.listen_host;
 
-  actors::Control control;
+  actors::ControlOptions control_options;
+  ORRERY_TRY(security, security_of(planned.resolved.cluster.security, "coordinator"));
+  control_options.security = security;
+  actors::Control control(control_options);
   ORRERY_TRY(coordinator, actors::Coordinator::start(control, std::move(options)));
+  announcement.cluster_id = coordinator->cluster_id();
+  announcement.term = coordinator->term();
   announcement.address += ":" + std::to_string(coordinator->port());
   if (arguments.announce.empty()) {
     if (!context.quiet())

@@ -206,7 +206,7 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
     return signals.received().has_value() || broken.has_value();
   };
   const auto started = clock.now();
-  auto account = client.generate(spec, files.noise, handlers);
+  auto account = client.generate(actors::new_request_id(), spec, files.noise, handlers);
   if (broken) return *broken;
   if (!account.ok()) {
     // How a lost node's process ended says more than that its connection did; it may take a moment to be seen.
@@ -298,7 +298,8 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   };
   auto cluster = LocalCluster::start(planned, options, signals);
   if (!cluster.ok()) return ended(cluster.error());
-  auto client = actors::Client::local(cluster.value()->control(), cluster.value()->coordinator());
+  ORRERY_TRY(where, actors::parse_address(cluster.value()->address()));
+  auto client = actors::Client::connect(cluster.value()->control(), where.host, where.port);
   if (!client.ok()) return ended(client.error());
   return ended(generate_on(*client.value(), arguments, files, context, signals, progress, clock, cluster.value().get()));
 }

@@ -8,12 +8,15 @@
 #include "actors/demand.hpp"
 #include "actors/request_check.hpp"
 #include "base/file.hpp"
+#include "base/json.hpp"
 #include "base/private_folder.hpp"
 #include "launch/config_files.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
 #include "launch/state_folder.hpp"
 #include "topology/planner.hpp"
+
+using nlohmann::literals::operator""_json_pointer;
 
 namespace orrery::launch {
 
@@ -32,7 +35,12 @@ struct LocalCluster::State {
   actors::Control control;
   std::unique_ptr<actors::Coordinator> coordinator;
   std::string address;
-  std::atomic<std::uint64_t> bytes_done{0}, bytes_total{0};
+
+  Json status() const {
+    auto json = parse_json(coordinator->status(), "status");
+    return json.ok() ? std::move(json).value() : Json::object();
+  }
+  std::vector<std::string> missing() const { return status().value("missing", std::vector<std::string>{}); }
 
   Error ended(std::size_t index, const ProcessEnd& end) const {
     Error error{ErrorCode::peer_lost, processes[index].name() + " " + end.text()};
@@ -49,7 +57,7 @@ struct LocalCluster::State {
 LocalCluster::LocalCluster(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 LocalCluster::~LocalCluster() {
-  const bool all_joined = state_->coordinator && state_->coordinator->missing().empty();
+  const bool all_joined = state_->coordinator && state_->missing().empty();
   state_->coordinator.reset();  // Shutdown goes to the nodes; one that never joined does not hear it.
   SteadyClock clock;
   const auto until = clock.now() + (all_joined ? std::chrono::seconds(2) : std::chrono::seconds(0));
@@ -85,14 +93,10 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   state->folder = std::move(folder);
   state->grace = cluster.launch.stop_grace;
   ORRERY_TRY(coordinator, coordinator_options(planned));
-  coordinator.cluster_id = random_cluster_id();
-  coordinator.on_load = [&state = *state](std::uint64_t done, std::uint64_t total) {
-    state.bytes_done = done;
-    state.bytes_total = total;
-  };
-  const auto cluster_id = coordinator.cluster_id;
+  coordinator.state_folder = state->folder.path() + "/state";
   ORRERY_TRY(started, actors::Coordinator::start(state->control, std::move(coordinator)));
   state->coordinator = std::move(started);
+  const auto cluster_id = state->coordinator->cluster_id();
   state->address = listen.host + ":" + std::to_string(state->coordinator->port());
 
   std::unique_ptr<LocalCluster> running(new LocalCluster(std::move(state)));
@@ -116,6 +120,7 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
                          over_ssh ? node.address : "127.0.0.1",
                          "--join-timeout",
                          std::to_string(cluster.launch.ready_timeout)};
+    if (planned.allow_faults) process.arguments.push_back("--allow-faults");
     if (ipc) {
       process.arguments.push_back("--data");
       process.arguments.push_back("ipc://" + own.folder.path() + "/n" + std::to_string(i));
@@ -134,21 +139,23 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   SteadyClock clock;
   const auto until = clock.now() + duration_of(cluster.launch.ready_timeout);
   for (;;) {
-    const auto phase = own.coordinator->wait(std::chrono::milliseconds(50));
+    own.coordinator->wait_for_end(std::chrono::milliseconds(50));
+    const auto status = own.status();
+    const auto phase = status.value("phase", "");
+    const std::uint64_t done = status.value("/load/done"_json_pointer, std::uint64_t{0}), total = status.value("/load/total"_json_pointer, std::uint64_t{0});
     // Nodes report one after the other: all of what is known may be read while the rest is not known yet.
-    const bool ready = phase == actors::Coordinator::Phase::ready;
-    const std::uint64_t done = own.bytes_done, total = own.bytes_total;
+    const bool ready = phase == "ready";
     if (options.on_load && total > 0 && (ready || done < total)) options.on_load(ready ? total : done, total);
-    if (phase == actors::Coordinator::Phase::ready) return running;
+    if (ready) return running;
     if (signals.received()) return Error{ErrorCode::cancelled, "interrupted"};
-    if (phase == actors::Coordinator::Phase::failed) {
+    if (phase == "failed") {
       // A node that died says more than the connection it took along.
       for (std::size_t i = 0; i < own.processes.size(); ++i)
         if (const auto end = own.processes[i].wait(std::chrono::milliseconds(100))) return own.ended(i, *end);
       if (auto outcome = own.coordinator->outcome(); !outcome.ok()) return outcome.error();
     }
     ORRERY_TRY_DONE(running->health());
-    const auto missing = own.coordinator->missing();
+    const auto missing = own.missing();
     if (clock.now() >= until && !missing.empty()) {
       std::string names;
       for (const auto& name : missing) names += (names.empty() ? "" : ", ") + name;

@@ -58,6 +58,7 @@ void add_cluster_options(CLI::App& verb, ClusterArguments& arguments) {
   verb.add_option("--dtype", arguments.dtype, "Type of weights and activations in place of the model file's")
       ->type_name("DTYPE")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  verb.add_flag("--allow-faults", arguments.allow_faults, "Let `orrery fault inject` do harm to this cluster; for tests only");
 }
 
 std::vector<std::string> words_of(const ClusterArguments& arguments) {
@@ -76,11 +77,13 @@ std::vector<std::string> words_of(const ClusterArguments& arguments) {
   if (request.steps) add("--steps", std::to_string(*request.steps));
   if (request.max_text_tokens) add("--max-text-tokens", std::to_string(*request.max_text_tokens));
   if (request.guidance) add("--guidance", text_of(*request.guidance));
+  if (arguments.allow_faults) words.emplace_back("--allow-faults");
   return words;
 }
 
 Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const VerbContext& context) {
   PlannedCluster planned;
+  planned.allow_faults = arguments.allow_faults;
   if (std::find(arguments.config.files.begin(), arguments.config.files.end(), "-") != arguments.config.files.end()) {
     ORRERY_TRY(kept, keep_standard_input());
     planned.input_file = "/proc/self/fd/" + std::to_string(*kept);
@@ -135,7 +138,8 @@ Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const Ver
   if (request.guidance) model.defaults.guidance_scale = *request.guidance;
   if (request.max_text_tokens) model.defaults.max_text_tokens = *request.max_text_tokens;
   ORRERY_TRY(demand, actors::demand_of_folder(folder, model, topology::shape_of(model.defaults)));
-  ORRERY_TRY(plan, topology::make_plan(planned.resolved.cluster, planned.resolved.deployment, demand));
+  ORRERY_TRY(plan, topology::make_plan(planned.resolved.cluster, planned.resolved.deployment, demand,
+                                        {topology::spare_cards(planned.resolved.cluster, planned.resolved.deployment.resilience.spares), {}}));
   planned.demand = std::move(demand);
   planned.plan = std::move(plan);
   return planned;
@@ -158,6 +162,24 @@ Result<actors::CoordinatorOptions> coordinator_options(const PlannedCluster& pla
   const auto& admission = planned.resolved.deployment.admission;
   options.max_in_flight = admission.max_in_flight;
   options.max_queue = admission.max_queue;
+  options.allow_faults = planned.allow_faults;
+  const auto& wanted = planned.resolved.deployment.resilience;
+  const auto duration = [](double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); };
+  auto& resilience = options.resilience;
+  resilience.heartbeat_interval = duration(wanted.heartbeat.interval);
+  resilience.heartbeat_timeout = duration(wanted.heartbeat.timeout);
+  resilience.replan_on_loss = wanted.on_card_loss == topology::OnCardLoss::replan;
+  resilience.restarts_max = wanted.restarts.max;
+  resilience.restarts_within = duration(wanted.restarts.within);
+  resilience.straggler_factor = wanted.straggler.factor;
+  resilience.straggler_steps = wanted.straggler.steps;
+  resilience.result_ttl = duration(admission.keep_results);
+  resilience.request_deadline = duration(admission.request_deadline.value_or(0));
+  options.spares = topology::spare_cards(cluster, wanted.spares);
+  options.plan_without = [cluster = planned.resolved.cluster, deployment = planned.resolved.deployment, demand = planned.demand](
+                             const std::set<std::uint32_t>& lost, const std::map<std::uint32_t, double>& slowdown) {
+    return topology::make_plan(cluster, deployment, demand, {lost, slowdown});
+  };
   return options;
 }
 

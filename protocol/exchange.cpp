@@ -44,6 +44,7 @@ struct Stored {
 };
 
 struct Waiter {
+  Time since;
   std::condition_variable condition;
   std::optional<Result<Message>> outcome;
 };
@@ -61,6 +62,7 @@ struct Afterwards {
   std::vector<Stored> stored;
   std::vector<std::unique_ptr<Channel>> channels;
   std::vector<Call> calls;
+  std::vector<PeerId> removed;  // From the transport.
 
   void run() {
     for (auto& call : calls) (*call.callback)(call.key, std::move(call.message));
@@ -71,6 +73,17 @@ std::uint64_t chunk_bytes_for(std::uint64_t limit, const Shape& shape, DType dty
   const auto row_bytes = (shape.empty() ? 1 : shape.back()) * size_of(dtype);
   if (row_bytes > 0 && row_bytes <= limit) return limit / row_bytes * row_bytes;
   return limit / 64 * 64;
+}
+
+void add_to(PeerStatistics& sum, const PeerStatistics& each) {
+  sum.frames_sent += each.frames_sent;
+  sum.bytes_sent += each.bytes_sent;
+  sum.frames_resent += each.frames_resent;
+  sum.frames_received += each.frames_received;
+  sum.bytes_received += each.bytes_received;
+  sum.frames_duplicate += each.frames_duplicate;
+  sum.frames_bad += each.frames_bad;
+  sum.frames_stale += each.frames_stale;
 }
 
 std::string card_text(EndpointId endpoint) { return "card " + std::to_string(endpoint); }
@@ -117,6 +130,7 @@ struct Exchange::State {
   std::map<EndpointId, SharedCallback> subscribers;
   std::uint64_t messages_local = 0;
   std::uint64_t frames_unknown = 0;
+  PeerStatistics gone;  // Of peers that were let go of.
   Time timer_due = Time::max();
   FrameHeader header;  // Reused for every frame sent.
 
@@ -129,15 +143,20 @@ struct Exchange::State {
         const std::lock_guard lock(mutex);
         work(afterwards);
       }
-      afterwards.run();
+      finish_outside(afterwards);
     } else {
       auto result = [&] {
         const std::lock_guard lock(mutex);
         return work(afterwards);
       }();
-      afterwards.run();
+      finish_outside(afterwards);
       return result;
     }
+  }
+
+  void finish_outside(Afterwards& afterwards) {
+    for (const auto id : afterwards.removed) transport->remove_peer(id);
+    afterwards.run();
   }
 
   // --- All below run under the lock.
@@ -490,6 +509,20 @@ Status Exchange::set_routes(std::uint64_t epoch, std::uint64_t plan_digest, std:
                           .self = state.transport->self(), .peer = id, .session = state.options.session},
           peer.statistics, state.bell);
     }
+    // Who has no endpoint any more (a client that left, a node that was lost) is let go of, with what waits for it.
+    std::set<PeerId> routed;
+    for (const auto& [endpoint, id] : state.routes) routed.insert(id);
+    for (auto each = state.peers.begin(); each != state.peers.end();) {
+      auto& peer = each->second;
+      if (routed.contains(each->first) || peer.waiters > 0) {
+        ++each;
+        continue;
+      }
+      if (peer.channel) afterwards.channels.push_back(std::move(peer.channel));
+      add_to(state.gone, peer.statistics);
+      afterwards.removed.push_back(each->first);
+      each = state.peers.erase(each);
+    }
     for (auto& [id, peer] : state.peers) state.flush(id, peer, afterwards);
     return Done{};
   });
@@ -586,7 +619,7 @@ Result<Message> Exchange::receive(const MessageKey& key, Time deadline) {
   if (route == state.routes.end())
     return Error{ErrorCode::not_found, card_text(key.source) + " has no place in epoch " +
                                            std::to_string(state.epoch) + " (" + text_of(key) + ")"};
-  Waiter waiter;
+  Waiter waiter{.since = state.clock.now(), .condition = {}, .outcome = {}};
   if (!state.waiters.emplace(key, &waiter).second)
     return Error{ErrorCode::out_of_step, "two threads wait for " + text_of(key)};
 
@@ -605,7 +638,8 @@ Result<Message> Exchange::receive(const MessageKey& key, Time deadline) {
     }
     waiter.condition.wait_for(lock, std::min<Duration>(deadline - now, long_sleep));
   }
-  if (remote) --state.peers[where].waiters;
+  // Peers that are waited for are not let go of.
+  if (remote) --state.peers.at(where).waiters;
   state.waiters.erase(key);
   if (state.closing && state.waiters.empty()) state.no_waiters.notify_all();
   return std::move(*waiter.outcome);
@@ -682,6 +716,7 @@ ExchangeStatistics Exchange::statistics() const {
     }
     result.peers.emplace(id, statistics);
   }
+  result.gone = state_->gone;
   result.receives_waiting = state_->waiters.size();
   result.messages_local = state_->messages_local;
   result.frames_unknown = state_->frames_unknown;
@@ -692,6 +727,26 @@ std::optional<Time> Exchange::last_heard(PeerId peer) const {
   const std::lock_guard lock(state_->mutex);
   const auto found = state_->peers.find(peer);
   return found == state_->peers.end() ? std::nullopt : found->second.heard_at;
+}
+
+std::vector<SilentPeer> Exchange::silent_peers(Duration limit) const {
+  const std::lock_guard lock(state_->mutex);
+  std::map<PeerId, SilentPeer> silent;
+  const auto now = state_->clock.now();
+  for (const auto& [key, waiter] : state_->waiters) {
+    const auto route = state_->routes.find(key.source);
+    if (waiter->outcome || route == state_->routes.end() || route->second == state_->transport->self()) continue;
+    const auto found = state_->peers.find(route->second);
+    auto since = waiter->since;
+    if (found != state_->peers.end() && found->second.heard_at) since = std::max(since, *found->second.heard_at);
+    if (now - since < limit) continue;
+    auto& entry = silent[route->second];
+    if (now - since <= entry.silence) continue;
+    entry = {route->second, now - since, text_of(key)};
+  }
+  std::vector<SilentPeer> result;
+  for (auto& [id, entry] : silent) result.push_back(std::move(entry));
+  return result;
 }
 
 Time Exchange::tick() {

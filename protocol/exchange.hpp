@@ -26,6 +26,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/buffer.hpp"
 #include "base/clock.hpp"
@@ -53,9 +54,17 @@ struct ExchangeOptions {
 
 struct ExchangeStatistics {
   std::map<PeerId, PeerStatistics> peers;
+  PeerStatistics gone;  // Summed: of peers that the routes no longer name.
   std::uint64_t receives_waiting = 0;  // Now: calls of `receive` that wait.
   std::uint64_t messages_local = 0;    // Handed over inside this process.
   std::uint64_t frames_unknown = 0;    // Not decodable, wrong version, wrong cluster, or of a process we do not know.
+};
+
+/// A process that somebody here waits for, and that says nothing, not even to probes.
+struct SilentPeer {
+  PeerId peer = 0;
+  Duration silence{};
+  std::string waiting_for;  // text_of the message that was waited for longest.
 };
 
 /// Threads: any, for all functions.
@@ -79,7 +88,8 @@ public:
   /// Begins epoch `epoch`: which process each endpoint lives in, this one's own endpoints included. All
   /// messages of former epochs are dropped and their waiters fail with stale_epoch; failures are forgiven and
   /// forgotten requests may come again. With the present epoch and digest it only replaces the routes (a client
-  /// joins). Fails with stale_epoch when the epoch is lower, with version_mismatch when the digest differs.
+  /// joins or leaves). Peers that the routes do not name are let go of, with all that waits for them; add_peer makes
+  /// them known again. Fails with stale_epoch when the epoch is lower, with version_mismatch when the digest differs.
   Status set_routes(std::uint64_t epoch, std::uint64_t plan_digest, std::map<EndpointId, PeerId> routes);
   std::uint64_t epoch() const;
 
@@ -111,6 +121,9 @@ public:
   ExchangeStatistics statistics() const;
   /// When the last valid frame of this process came; nothing before the first one.
   std::optional<Time> last_heard(PeerId peer) const;
+
+  /// Processes that a `receive` has been waiting for, and that have been silent, for at least `limit`.
+  std::vector<SilentPeer> silent_peers(Duration limit) const;
 
   /// Resends, probes and grants that are due; returns when to call again. Only with own_timer == false.
   Time tick();

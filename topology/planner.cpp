@@ -527,7 +527,8 @@ private:
     std::vector<double> least;
     for (const auto& choice : choices) {
       double rate = 0;
-      for (const auto card : choice[0]) rate += 1 / std::max(stage_seconds_on(stage, views_[card]), 1e-300);
+      for (const auto card : choice[0]) rate += 1 / stage_seconds_on(stage, views_[card]);
+      // A stage without work (a guardrail) takes no time on any card: an infinite rate.
       least.push_back(std::max(1U, stage.branches) / rate * (1 - 1e-9));
     }
     double possible = std::numeric_limits<double>::infinity();

@@ -2,6 +2,7 @@
 // in `inspect`, would be noticed only between processes.
 
 #include "actors/control_state.hpp"
+#include "actors/edges.hpp"
 
 #include <catch2/catch.hpp>
 
@@ -58,7 +59,8 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   LoadPlan load;
   load.epoch = 9;
   load.plan = "{}";
-  load.peers = {{"n1", "127.0.0.1", 1, "tcp://a"}, {"n2", "127.0.0.1", 2, "tcp://b"}};
+  load.peers = {{"n1", "127.0.0.1", 1, 1, "tcp://a"}, {"n2", "127.0.0.1", 2, 2, "tcp://b"}};
+  load.straggler_steps = 7;
   load.guardrail_folders = {"a", "b"};
   load.collective_deadline_seconds = 61.5;
   load.queue_max = 5;
@@ -68,6 +70,8 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   CHECK(load_copy.guardrail_folders.size() == 2);
   CHECK(load_copy.collective_deadline_seconds == 61.5);
   CHECK(load_copy.queue_max == 5);
+  CHECK(load_copy.peers[1].peer == 2);
+  CHECK(load_copy.straggler_steps == 7);
 
   RequestSpec spec;
   spec.prompt = "a red circle";
@@ -81,10 +85,17 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   run.prompt_rows = 6;
   run.negative_rows = 1;
   run.listener = actor;
+  run.keepers = {first_keeper_endpoint + 1};
+  run.resume_step = 3;
+  run.latents_keeper = first_keeper_endpoint + 2;
+  run.latents_node = {actor};
   const auto run_copy = there_and_back(system, run);
   CHECK(run_copy.spec.seed == spec.seed);
   CHECK(run_copy.spec.save_tensors);
   CHECK(run_copy.negative_rows == 1);
+  CHECK(run_copy.resume_step == 3);
+  CHECK(run_copy.latents_keeper == first_keeper_endpoint + 2);
+  CHECK(run_copy.latents_node == std::vector<caf::actor>{actor});
 
   RunProgram program;
   program.request = 4;
@@ -117,9 +128,33 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   event.seconds = 0.5;
   CHECK(there_and_back(system, event).failure.code == 22);
 
+  PlanLoaded loaded;
+  loaded.kept = {{4, 9, 12, 1, 99}};
+  CHECK(there_and_back(system, loaded).kept[0].step == 12);
+
+  AttemptEnded attempt;
+  attempt.suspects = {3};
+  attempt.stage = "denoiser";
+  CHECK(there_and_back(system, attempt).suspects == attempt.suspects);
+
+  FaultCommand command;
+  command.node = "n1";
+  command.order = "{}";
+  CHECK(there_and_back(system, command).node == "n1");
+
   // The rest: that they are announced at all.
+  there_and_back(system, Ping{});
+  there_and_back(system, Pong{});
+  there_and_back(system, Rejoin{});
+  there_and_back(system, LinkSilent{});
+  there_and_back(system, NodeDied{});
+  there_and_back(system, SendKept{});
+  there_and_back(system, KeptSent{});
+  there_and_back(system, FaultAnswer{});
+  there_and_back(system, DropClient{});
+  there_and_back(system, Cancelled{});
+  there_and_back(system, Straggler{});
   there_and_back(system, NodeWelcome{});
-  there_and_back(system, PlanLoaded{});
   there_and_back(system, LoadProgress{});
   there_and_back(system, SpawnStage{});
   there_and_back(system, StageSpawned{});

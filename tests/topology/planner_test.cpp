@@ -466,6 +466,17 @@ TEST_CASE("planner: a stage that is split finds the cards that the denoiser left
   }
 }
 
+TEST_CASE("planner: a stage without work goes somewhere, too", "[topology][planner]") {
+  Demand demand;
+  demand.model = "m";
+  StageDemand guardrail;
+  guardrail.kind = StageKind::text_guardrail;
+  demand.stages = {guardrail, encoder(), denoiser(), decoder()};
+  const auto plan = make_plan(cluster_of({{{}, {}}, {{}, {}}}), {}, demand);
+  REQUIRE(plan.ok());
+  CHECK(plan.value().stage(StageKind::text_guardrail)->groups.size() == 1);
+}
+
 TEST_CASE("planner: pins and lost cards are kept out", "[topology][planner]") {
   const auto cluster = cluster_of({{{}, {}}, {{}, {}}});
   const auto demand = demand_of_stages({encoder(), denoiser(), decoder()});
