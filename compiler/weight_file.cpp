@@ -75,7 +75,7 @@ Result<TensorFile> TensorFile::open(const std::string& path) {
         if (!value.is_string()) return bad("__metadata__ '" + shown_name(key) + "' is not text");
       continue;
     }
-    const auto bad_tensor = [&](const std::string& what, const char* hint = download_hint) {
+    const auto bad_tensor = [&, &name = name](const std::string& what, const char* hint = download_hint) {
       return bad("tensor '" + shown_name(name) + "' " + what, hint);
     };
     if (name.empty()) return bad("a tensor has an empty name");

@@ -68,14 +68,14 @@ public:
     ++statistics_.frames_sent;
     statistics_.payload_bytes_sent += payload.size();
     if (!network_->stations.contains(peer)) return Done{};  // Lost, as on any network.
-    auto& waiting = network_->waiting[{self_, peer}];
-    if (waiting >= queue_frames_) {
+    auto& queued = network_->waiting[{self_, peer}];
+    if (queued >= queue_frames_) {
       --statistics_.frames_sent;
       statistics_.payload_bytes_sent -= payload.size();
       network_->refused.insert({self_, peer});
       return Error{ErrorCode::pool_exhausted, "the queue to process " + std::to_string(peer) + " is full"};
     }
-    ++waiting;
+    ++queued;
     network_->items.push_back({.from = self_, .to = peer, .header = header, .payload = std::move(payload)});
     return Done{};
   }
