@@ -7,6 +7,7 @@
 #include "actors/control.hpp"
 #include "actors/node_host.hpp"
 #include "base/log.hpp"
+#include "launch/security.hpp"
 #include "launch/signals.hpp"
 #include "launch/verb.hpp"
 
@@ -18,6 +19,8 @@ struct NodeArguments {
   std::uint64_t cluster_id = 0;
   std::uint32_t peer = 0;
   double join_timeout = 60;
+  bool allow_faults = false;
+  topology::SecuritySpec security;
 };
 
 Result<int> run_node(const NodeArguments& arguments, const VerbContext& context) {
@@ -32,6 +35,9 @@ Result<int> run_node(const NodeArguments& arguments, const VerbContext& context)
   options.peer = arguments.peer;
   options.listen_host = arguments.listen;
   options.data_bind = arguments.data;
+  options.allow_faults = arguments.allow_faults;
+  ORRERY_TRY(security, security_of(arguments.security, arguments.name));
+  options.security = security;
   options.join_timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(arguments.join_timeout));
   ORRERY_TRY(node, actors::NodeHost::start(options, [&] { return signals.received().has_value(); }));
   log_event(Level::info, "node.joined", {{"coordinator", arguments.coordinator}});
@@ -53,7 +59,9 @@ void add_node(CLI::App& app, VerbContext& context) {
   verb->add_option("--peer", arguments->peer, "1 + this node's place in the cluster file")->required()->type_name("N")->check(CLI::Range(1U, 1'000'000U));
   verb->add_option("--listen", arguments->listen, "Address that other nodes reach this one at")->type_name("HOST")->capture_default_str();
   verb->add_option("--data", arguments->data, "Where the data plane listens; default tcp on the same address, any free port")->type_name("ADDRESS");
+  add_security_options(*verb, arguments->security);
   verb->add_option("--join-timeout", arguments->join_timeout, "How long to try to reach the coordinator")->type_name("SECONDS")->check(CLI::Range(0.0, 1e6));
+  verb->add_flag("--allow-faults", arguments->allow_faults, "Obey `orrery fault`; for tests only");
   verb->callback([arguments, &context] { context.run = [arguments, &context] { return run_node(*arguments, context); }; });
   set_examples(*verb, {"orrery node --name n1 --coordinator 10.0.0.1:7700 --cluster-id 12345 --peer 1 --listen 10.0.0.2"});
 }

@@ -34,9 +34,10 @@ struct ClusterArguments {
   std::string model_folder;  // Overrides the model file's folder.
   std::string dtype;         // "float32" or "bfloat16": overrides the model file's.
   PlannedRequest request = {};
+  bool allow_faults = false;  // `orrery fault inject` may do harm here.
 };
 
-/// -f, --set, --deployment, --model, --dtype.
+/// -f, --set, --deployment, --model, --dtype, --allow-faults.
 void add_cluster_options(CLI::App& verb, ClusterArguments& arguments);
 
 /// The arguments as the words of a command line, for another process of this program in the same folder.
@@ -50,6 +51,7 @@ struct PlannedCluster {
   std::string model_folder;  // Absolute.
   /// Of a request: the Model document's where it gives any, else the folder's generation_config.json.
   actors::RequestSpec defaults;
+  bool allow_faults = false;
   /// What was read from standard input (-f -), to be read again by a child: ProcessSpec::input_file. Empty: nothing.
   std::string input_file;
   std::shared_ptr<const int> input_descriptor;  // Holds it.

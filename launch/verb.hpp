@@ -85,5 +85,6 @@ void add_status(CLI::App& app, VerbContext& context);
 void add_generate(CLI::App& app, VerbContext& context);
 void add_node(CLI::App& app, VerbContext& context);
 void add_coordinator(CLI::App& app, VerbContext& context);
+void add_fault(CLI::App& app, VerbContext& context);
 
 }  // namespace orrery::launch
