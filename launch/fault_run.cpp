@@ -725,7 +725,7 @@ private:
     counters["refusals"] = static_cast<double>(other_refusals_);
     double wrong = 0, refused = 0;
     for (std::size_t i = 0; i < requests_.size(); ++i) wrong += requests_[i]->record.completed && requests_[i]->record.sha256 != reference_[i];
-    for (const auto& node : status.value("nodes", Json::array())) refused += node.value("frames_refused", 0.0);
+    for (const auto& node : status.value("nodes", Json::array())) refused += node.value("data_frames_refused", 0.0);
     counters["wrong"] = wrong;
     counters["frames_refused"] = refused;
   }
