@@ -1,17 +1,13 @@
 // orrery coordinator: the process that keeps a cluster's journal and plan. What launchers start; people rarely do.
 
-#include <charconv>
-#include <filesystem>
 #include <memory>
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
 #include "actors/control.hpp"
 #include "actors/coordinator.hpp"
-#include "base/file.hpp"
 #include "base/log.hpp"
 #include "launch/announcement.hpp"
 #include "launch/planned_cluster.hpp"
@@ -46,21 +42,20 @@ Result<int> coordinate(const CoordinatorArguments& arguments, const VerbContext&
     options.listen_host = listen.host;
     options.listen_port = listen.port;
   }
-  if (arguments.state.empty()) return Error{ErrorCode::usage, "--state says where the journal lies; it is missing"};
-  ORRERY_TRY_DONE(make_state_folder(arguments.state));
   options.state_folder = arguments.state;
-  Announcement announcement;
-  announcement.pid = ::getpid();
-  announcement.address = options.listen_host;
+  if (options.state_folder.empty()) {
+    ORRERY_TRY(usual, default_state_folder(options.cluster));
+    options.state_folder = usual;
+  }
+  ORRERY_TRY_DONE(make_state_folder(options.state_folder));
+  const auto host = options.listen_host;
 
   actors::ControlOptions control_options;
   ORRERY_TRY(security, security_of(planned.resolved.cluster.security, "coordinator"));
   control_options.security = security;
   actors::Control control(control_options);
   ORRERY_TRY(coordinator, actors::Coordinator::start(control, std::move(options)));
-  announcement.cluster_id = coordinator->cluster_id();
-  announcement.term = coordinator->term();
-  announcement.address += ":" + std::to_string(coordinator->port());
+  const Announcement announcement{host + ":" + std::to_string(coordinator->port()), ::getpid(), coordinator->cluster_id(), coordinator->term()};
   if (arguments.announce.empty()) {
     if (!context.quiet())
       ORRERY_TRY_DONE(write_out("coordinator of cluster " + planned.resolved.cluster.name + " listens at " + announcement.address +
@@ -90,7 +85,7 @@ void add_coordinator(CLI::App& app, VerbContext& context) {
   auto arguments = std::make_shared<CoordinatorArguments>();
   auto& a = *arguments;
   add_cluster_options(*verb, a.cluster);
-  verb->add_option("--state", a.state, "Where its journal lies; the same folder after a restart")->type_name("FOLDER");
+  verb->add_option("--state", a.state, "Where its journal lies, the same folder after a restart; default: ~/.local/state/orrery/CLUSTER")->type_name("FOLDER");
   verb->add_option("--listen", a.listen, "Where to listen; default: control.listen of the cluster file")->type_name("HOST:PORT");
   verb->add_option("--announce", a.announce, "A file that gets the address, or the reason of a failure, as JSON")->type_name("FILE");
   verb->add_option("--plan-digest", a.plan_digest, "Refuse to start when the plan is another one")->type_name("DIGEST");

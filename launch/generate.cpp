@@ -1,9 +1,9 @@
 // orrery generate: a prompt becomes a video, on a running cluster or on one brought up for it.
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 #include <memory>
-#include <thread>
 
 #include <CLI/CLI.hpp>
 
@@ -32,7 +32,25 @@ struct GenerateArguments {
   std::optional<std::uint32_t> frames, steps, max_text_tokens;
   std::optional<double> guidance, fps;
   std::uint64_t seed = 42;
+  std::string id, deadline;
 };
+
+/// 32 hex digits in small letters. Whoever names the same id again gets the same video.
+Result<std::string> id_of(const GenerateArguments& arguments) {
+  auto id = arguments.id;
+  if (id.empty()) return actors::new_request_id();
+  for (char& digit : id) digit = static_cast<char>(std::tolower(static_cast<unsigned char>(digit)));
+  if (id.size() != 32 || id.find_first_not_of("0123456789abcdef") != std::string::npos)
+    return Error{ErrorCode::usage, "--id '" + arguments.id.substr(0, 64) + "' is not a request id", "it has 32 hex digits, e.g. " + actors::new_request_id()};
+  return id;
+}
+
+Result<double> deadline_of(const std::string& text) {
+  if (text.empty()) return 0.0;
+  auto seconds = parse_seconds(text);
+  if (seconds.ok() && seconds.value() > 0) return seconds;
+  return Error{ErrorCode::usage, "--deadline '" + text + "' is not a time", "write e.g. 30s or 10min"};
+}
 
 Result<topology::FrameSize> size_of(const std::string& text) {
   auto size = topology::parse_frame_size(text);
@@ -46,6 +64,8 @@ Result<actors::RequestSpec> request_of(const GenerateArguments& arguments, const
   spec.prompt = arguments.prompt;
   spec.seed = arguments.seed;
   spec.save_tensors = !arguments.save_tensors.empty();
+  ORRERY_TRY(deadline, deadline_of(arguments.deadline));
+  spec.deadline_seconds = deadline;
   if (arguments.negative_prompt) spec.negative_prompt = *arguments.negative_prompt;
   if (arguments.frames) spec.frames = *arguments.frames;
   if (arguments.steps) spec.steps = *arguments.steps;
@@ -137,6 +157,12 @@ Result<TensorView> noise_view(const compiler::TensorFile& file) {
 }
 
 void show(ProgressWriter& progress, const actors::StageEvent& event) {
+  if (event.kind == actors::StageEvent::Kind::notice) {
+    ProgressEvent note;
+    note.kind = ProgressEvent::Kind::note;
+    note.text = event.text;
+    return progress.on_event(note);
+  }
   static const std::map<std::string, std::pair<std::string, std::string>> names = {
       {"text_encoder", {"encode", "prompts"}}, {"denoiser", {"denoise", "steps"}}, {"decoder", {"decode", "chunks"}}};
   const auto found = names.find(event.stage);
@@ -180,6 +206,7 @@ struct Files {
 Result<int> generate_on(actors::Client& client, const GenerateArguments& arguments, Files& files, const VerbContext& context,
                         SignalWatch& signals, ProgressWriter& progress, const SteadyClock& clock, LocalCluster* cluster) {
   ORRERY_TRY(facts, client.facts());
+  ORRERY_TRY(id, id_of(arguments));
   ORRERY_TRY(spec, request_of(arguments, facts.defaults));
   if (!files.sink) {
     ORRERY_TRY(opened, open_sink(arguments, spec));
@@ -201,22 +228,20 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
   std::optional<Error> broken;
   handlers.interrupted = [&] {
     progress.refresh();
-    if (cluster != nullptr)
-      if (auto health = cluster->health(); !health.ok()) broken = health.error();
+    if (cluster != nullptr) {
+      for (const auto& line : cluster->take_news())
+        if (context.verbose()) progress.say(line);
+      if (const auto over = cluster->ended()) broken = over->ok() ? Error{ErrorCode::cancelled, "the cluster was told to end"} : over->error();
+    }
     return signals.received().has_value() || broken.has_value();
   };
+  if (context.verbose()) progress.say("request " + id);
   const auto started = clock.now();
-  auto account = client.generate(actors::new_request_id(), spec, files.noise, handlers);
+  auto account = client.generate(id, spec, files.noise, handlers);
   if (broken) return *broken;
-  if (!account.ok()) {
-    // How a lost node's process ended says more than that its connection did; it may take a moment to be seen.
-    if (cluster != nullptr && account.error().code == ErrorCode::peer_lost)
-      for (const auto until = clock.now() + std::chrono::seconds(1); clock.now() < until && !signals.received();) {
-        ORRERY_TRY_DONE(cluster->health());
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-      }
-    return account.error();
-  }
+  if (!account.ok()) return account.error();
+  // What ran it in the end; the plan may have changed on the way.
+  if (auto now = client.facts(); now.ok() && !now.value().plan.empty()) facts = std::move(now).value();
   progress.finish();
   ORRERY_TRY(result, sink.finish());
   if (spec.save_tensors) ORRERY_TRY_DONE(tensors.write(arguments.save_tensors));
@@ -225,6 +250,7 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
       warn(context, "a prompt is longer than " + std::to_string(spec.max_text_tokens) + " tokens; what comes after them has no effect");
 
   SidecarFacts sidecar;
+  sidecar.id = id;
   sidecar.spec = spec;
   sidecar.facts = facts;
   sidecar.account = account.value();
@@ -249,6 +275,8 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     if (!kind.ok()) return kind.error();
     return Done{};
   }());
+  ORRERY_TRY(id, id_of(arguments));
+  arguments.id = id;
   ORRERY_TRY(noise_file, open_noise(arguments.noise));
   Files files;
   files.noise_file = std::move(noise_file);
@@ -293,13 +321,13 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   ORRERY_TRY(sink, open_sink(arguments, spec));
   files.sink = std::move(sink);
   LocalClusterOptions options;
+  options.end_when_starved = true;
   options.on_load = [&](std::uint64_t done, std::uint64_t total) {
     progress.on_event(load_event(planned.resolved.model.name, done, total));
   };
-  auto cluster = LocalCluster::start(planned, options, signals);
+  auto cluster = LocalCluster::start(planned, arguments.cluster, options, signals);
   if (!cluster.ok()) return ended(cluster.error());
-  ORRERY_TRY(where, actors::parse_address(cluster.value()->address()));
-  auto client = actors::Client::connect(cluster.value()->control(), where.host, where.port);
+  auto client = cluster.value()->connect();
   if (!client.ok()) return ended(client.error());
   return ended(generate_on(*client.value(), arguments, files, context, signals, progress, clock, cluster.value().get()));
 }
@@ -329,6 +357,9 @@ void add_generate(CLI::App& app, VerbContext& context) {
   verb->add_option("--negative-prompt", a.negative_prompt, "What it should not show; default: the model's")->type_name("TEXT");
   verb->add_option("--max-text-tokens", a.max_text_tokens, "Text rows the denoiser sees; default: the model's")->type_name("N");
   verb->add_option("-o,--output", a.output, "NAME.mp4, NAME.y4m, NAME.png or a folder NAME/ of PNG files")->type_name("FILE")->capture_default_str();
+  verb->add_option("--id", a.id, "The request's id, 32 hex digits; default: a new one. The same id and prompt again: the same request goes on")->type_name("ID");
+  verb->add_option("--deadline", a.deadline, "Give up after this time, e.g. 30s; default: admission.request_deadline of the deployment")->type_name("TIME");
+  verb->add_flag("--allow-faults", a.cluster.allow_faults, "A cluster started for this obeys `orrery fault`: for tests");
   verb->add_option("--noise", a.noise, "Initial noise (tensor `noise` [1,C,T,H,W]) in place of the seed's")->type_name("FILE");
   verb->add_option("--save-tensors", a.save_tensors, "Write all intermediates to a safetensors file")->type_name("FILE");
   verb->callback([arguments, &context] {

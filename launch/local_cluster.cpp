@@ -1,82 +1,297 @@
 #include "launch/local_cluster.hpp"
 
-#include <atomic>
-#include <cmath>
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
 #include <filesystem>
+#include <mutex>
 #include <sstream>
+#include <thread>
 
-#include "actors/demand.hpp"
-#include "actors/request_check.hpp"
+#include <sys/eventfd.h>
+#include <unistd.h>
+
 #include "base/file.hpp"
 #include "base/json.hpp"
 #include "base/private_folder.hpp"
-#include "launch/config_files.hpp"
+#include "base/units.hpp"
+#include "launch/announcement.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
-#include "launch/state_folder.hpp"
-#include "topology/planner.hpp"
-
-using nlohmann::literals::operator""_json_pointer;
+#include "launch/security.hpp"
+#include "launch/supervisor.hpp"
 
 namespace orrery::launch {
 
 namespace {
 
+constexpr std::size_t coordinator_child = 0;
+
 Duration duration_of(double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); }
+
+/// What a child's log says of its end: its sentences, not its events.
+std::string last_words_of(const ChildEnd& end) {
+  std::istringstream log(end.log_file.empty() ? std::string() : last_lines(end.log_file, 20, end.log_begin));
+  std::string words;
+  for (std::string line; std::getline(log, line);)
+    if (!line.empty() && line.front() != '{') words += (words.empty() ? "" : "; ") + line;
+  return words;
+}
+
+/// A death that the coordinator has to hear of.
+struct Report {
+  std::string node, how;
+  pid_t pid = 0;
+  bool quarantined = false;
+};
 
 }  // namespace
 
-// Destroyed from the bottom up: the coordinator tells the nodes to end, then the processes are waited for.
+// Destroyed from the bottom up, after `~LocalCluster` has ended the children.
 struct LocalCluster::State {
   PrivateFolder folder;
+  topology::ClusterSpec cluster;
+  RestartLimits limits;
+  std::string program, announcement, input_file, state_folder, logs;
+  std::vector<std::string> coordinator_words;
+  bool allow_faults = false, end_when_starved = false;
   double grace = 5;
-  std::vector<Process> processes;
-  std::vector<std::string> logs;  // Of processes[i]; empty: none.
-  actors::Control control;
-  std::unique_ptr<actors::Coordinator> coordinator;
+  int bell = -1;
+  std::unique_ptr<actors::Control> control;
+
+  mutable std::mutex mutex;  // Guards what follows.
+  std::condition_variable woken;
   std::string address;
+  std::uint64_t cluster_id = 0;
+  bool was_ready = false, ending = false, all_joined = false;
+  bool node_quarantined = false;
+  std::optional<Status> end;
+  std::deque<std::string> news;
+  std::deque<Report> reports;
+  std::uint32_t coordinator_life = 0;  // Counts its deaths: the reporter's connection belongs to one life.
 
-  Json status() const {
-    auto json = parse_json(coordinator->status(), "status");
-    return json.ok() ? std::move(json).value() : Json::object();
+  std::thread reporter;
+  std::vector<std::string> children;  // Node names, by child number; the coordinator's is empty.
+  std::unique_ptr<Supervisor> supervisor;
+
+  ~State() {
+    if (bell >= 0) close(bell);
   }
-  std::vector<std::string> missing() const { return status().value("missing", std::vector<std::string>{}); }
+  bool over_ssh() const { return cluster.launch.via == topology::LaunchVia::ssh; }
+  std::string log_of(const std::string& name) const { return logs.empty() ? "" : logs + "/" + name + ".log"; }
+  void ring() const {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto written = write(bell, &one, sizeof one);
+  }
 
-  Error ended(std::size_t index, const ProcessEnd& end) const {
-    Error error{ErrorCode::peer_lost, processes[index].name() + " " + end.text()};
-    // Its sentences, not its events.
-    std::istringstream log(last_lines(logs[index], 20));
-    std::string words;
-    for (std::string line; std::getline(log, line);)
-      if (!line.empty() && line.front() != '{') words += (words.empty() ? "" : "; ") + line;
-    if (!words.empty()) error.hint = "it said: " + words;
-    return error;
+  /// On the supervisor's thread.
+  ProcessSpec coordinator_command() {
+    ProcessSpec process;
+    process.name = "the coordinator";
+    process.arguments = {program, "coordinator"};
+    process.arguments.insert(process.arguments.end(), coordinator_words.begin(), coordinator_words.end());
+    process.input_file = input_file;
+    process.log_file = log_of("coordinator");
+    // What a former life announced is not so any more.
+    ::unlink(announcement.c_str());
+    const std::lock_guard lock(mutex);
+    if (!address.empty()) process.arguments.insert(process.arguments.end(), {"--listen", address});
+    return process;
+  }
+
+  /// On the supervisor's thread.
+  ProcessSpec node_command(std::size_t index, std::uint32_t life) {
+    const auto& node = cluster.nodes[index];
+    ProcessSpec process;
+    process.name = "node " + node.name;
+    process.log_file = log_of(node.name);
+    const std::lock_guard lock(mutex);
+    process.arguments = {over_ssh() ? cluster.launch.program : program,
+                         "node",
+                         "--name",
+                         node.name,
+                         "--coordinator",
+                         address,
+                         "--cluster-id",
+                         std::to_string(cluster_id),
+                         "--peer",
+                         std::to_string(index + 1),
+                         "--listen",
+                         over_ssh() ? node.address : "127.0.0.1",
+                         "--join-timeout",
+                         std::to_string(cluster.launch.ready_timeout)};
+    // A socket of its own for each life: a neighbour's old connection must not meet the new process.
+    if (!over_ssh() && cluster.data.transport != topology::DataTransport::tcp)
+      process.arguments.insert(process.arguments.end(),
+                               {"--data", "ipc://" + folder.path() + "/n" + std::to_string(index) + "-" + std::to_string(life)});
+    if (allow_faults) process.arguments.push_back("--allow-faults");
+    const auto keys = words_of(cluster.security);
+    process.arguments.insert(process.arguments.end(), keys.begin(), keys.end());
+    if (over_ssh())
+      // Host and user were checked when the first life was started.
+      if (auto command = ssh_command(cluster.launch.user, node.address, process.arguments); command.ok())
+        process.arguments = std::move(command).value();
+    return process;
+  }
+
+  /// On the supervisor's thread.
+  void on_end(const ChildEnd& gone) {
+    const auto words = last_words_of(gone);
+    const std::lock_guard lock(mutex);
+    if (ending) return;
+    if (gone.child == coordinator_child) {
+      ++coordinator_life;
+      Error error{ErrorCode::peer_lost, "the coordinator " + gone.how, words.empty() ? "" : "it said: " + words};
+      // One that gives up by itself leaves the reason as an error of its own.
+      if (auto announced = read_announcement(announcement); !announced.ok()) error = announced.error();
+      const bool gave_up = gone.end.signal == 0 && !was_ready;
+      if (gone.finished)
+        end = Status(Done{});
+      else if (!gone.restarts_in || gave_up)
+        end = Status(std::move(error));
+      else
+        news.push_back("the coordinator " + gone.how + "; it is started again");
+    } else {
+      const auto& name = children[gone.child];
+      const std::string said = words.empty() ? "" : "; it said: " + words;
+      if (!was_ready && !gone.finished && (gone.end.signal == 0 || gone.quarantined))
+        end = Status(Error{ErrorCode::peer_lost, "node " + name + " " + gone.how, words.empty() ? "" : "it said: " + words});
+      Report report{name, gone.how, over_ssh() ? 0 : gone.pid, gone.quarantined};
+      if (gone.quarantined) {
+        node_quarantined = true;
+        report.how = "it died more than " + std::to_string(limits.max) + " times within " + text_of_seconds(seconds_of(limits.within)) +
+                     "; at last it " + gone.how;
+        news.push_back("node " + name + " is not started again: " + report.how + said);
+      } else if (!gone.finished) {
+        news.push_back("node " + name + " " + gone.how + "; it is started again" + said);
+      }
+      reports.push_back(std::move(report));
+    }
+    woken.notify_all();
+    ring();
+  }
+
+  /// The reporter's thread: hands deaths to the coordinator, over a connection that is there before they happen.
+  void report() {
+    std::unique_ptr<actors::Client> client;
+    std::uint32_t client_life = 0;
+    std::unique_lock lock(mutex);
+    while (!ending) {
+      if (!client || client_life != coordinator_life) {
+        client_life = coordinator_life;
+        lock.unlock();
+        client.reset();
+        if (auto connected = connect(); connected.ok()) client = std::move(connected).value();
+        lock.lock();
+        if (!client) {
+          // Not there yet. Its next life knows nothing of nodes that have not greeted it: but they may have.
+          woken.wait_for(lock, std::chrono::milliseconds(20), [this] { return ending; });
+          continue;
+        }
+      }
+      const auto has_work = [&] { return ending || !reports.empty() || client_life != coordinator_life; };
+      if (node_quarantined && end_when_starved) {
+        if (!woken.wait_for(lock, std::chrono::milliseconds(250), has_work)) {
+          lock.unlock();
+          const auto text = client->status();
+          const auto status = text.ok() ? Json::parse(text.value(), nullptr, false) : Json();
+          lock.lock();
+          if (status.is_object() && status.value("phase", "") == "waiting for cards" && !end) {
+            end = Status(Error{ErrorCode::peer_lost, "the cluster has too few cards left: " + status.value("waiting_for", "")});
+            ring();
+          }
+          continue;
+        }
+      } else {
+        woken.wait(lock, has_work);
+      }
+      if (ending || client_life != coordinator_life || reports.empty()) continue;
+      const auto report = reports.front();
+      lock.unlock();
+      const auto told = report.quarantined ? client->node_quarantined(report.node, report.how) : client->node_died(report.node, report.pid, report.how);
+      lock.lock();
+      if (told.ok() && client_life == coordinator_life) reports.pop_front();
+    }
+  }
+
+  Result<std::unique_ptr<actors::Client>> connect() {
+    std::string where;
+    {
+      const std::lock_guard lock(mutex);
+      where = address;
+    }
+    ORRERY_TRY(place, actors::parse_address(where));
+    return actors::Client::connect(*control, place.host, place.port);
   }
 };
 
 LocalCluster::LocalCluster(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 LocalCluster::~LocalCluster() {
-  const bool all_joined = state_->coordinator && state_->missing().empty();
-  state_->coordinator.reset();  // Shutdown goes to the nodes; one that never joined does not hear it.
+  auto& own = *state_;
+  bool all_joined = false;
+  {
+    const std::lock_guard lock(own.mutex);
+    own.ending = true;
+    all_joined = own.all_joined;
+    own.woken.notify_all();
+  }
+  if (own.reporter.joinable()) own.reporter.join();
+  if (!own.supervisor) return;
+  const auto grace = duration_of(std::min(own.grace, 5.0));
+  own.supervisor->let_end();
+  own.supervisor->stop({coordinator_child}, grace);  // It tells the nodes; one that never joined does not hear it.
+  std::vector<std::size_t> nodes;
+  for (std::size_t i = 1; i < own.children.size(); ++i) nodes.push_back(i);
+  own.supervisor->wait(nodes, all_joined ? std::chrono::seconds(2) : std::chrono::seconds(0));
+  own.supervisor->stop(nodes, grace);
+  own.supervisor.reset();
+}
+
+actors::Control& LocalCluster::control() { return *state_->control; }
+std::string LocalCluster::address() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->address;
+}
+Result<std::unique_ptr<actors::Client>> LocalCluster::connect() { return state_->connect(); }
+
+int LocalCluster::descriptor() const { return state_->bell; }
+
+std::vector<std::string> LocalCluster::take_news() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto got = read(state_->bell, &count, sizeof count);
+  const std::lock_guard lock(state_->mutex);
+  std::vector<std::string> news(state_->news.begin(), state_->news.end());
+  state_->news.clear();
+  return news;
+}
+
+std::optional<Status> LocalCluster::ended() {
+  const std::lock_guard lock(state_->mutex);
+  return state_->end;
+}
+
+namespace {
+
+/// Waits until the coordinator has announced itself.
+Result<Announcement> wait_for_announcement(const std::string& path, LocalCluster& cluster, SignalWatch& signals, Time until) {
   SteadyClock clock;
-  const auto until = clock.now() + (all_joined ? std::chrono::seconds(2) : std::chrono::seconds(0));
-  for (auto& process : state_->processes) process.wait(std::max(Duration{}, until - clock.now()));
-  stop_all(state_->processes, duration_of(std::min(state_->grace, 5.0)));
+  const int news = cluster.descriptor();
+  for (;;) {
+    if (auto over = cluster.ended()) return over->ok() ? Error{ErrorCode::cancelled, "the coordinator was told to end"} : over->error();
+    // Its own failure comes with its death, which is told first.
+    if (auto announced = read_announcement(path); announced.ok() && announced.value()) return *announced.value();
+    if (clock.now() >= until) return Error{ErrorCode::timed_out, "the coordinator did not come up in time", "raise launch.ready_timeout if the machine is slow"};
+    if (signals.wait_for_signal_or(std::span(&news, 1), std::chrono::milliseconds(3)) == SignalWatch::Woken::signal)
+      return Error{ErrorCode::cancelled, "interrupted"};
+    (void)cluster.take_news();
+  }
 }
 
-actors::Control& LocalCluster::control() { return state_->control; }
-actors::Coordinator& LocalCluster::coordinator() { return *state_->coordinator; }
-std::string LocalCluster::address() const { return state_->address; }
+}  // namespace
 
-Status LocalCluster::health() {
-  for (std::size_t i = 0; i < state_->processes.size(); ++i)
-    if (const auto end = state_->processes[i].ended()) return state_->ended(i, *end);
-  return Done{};
-}
-
-Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& planned, const LocalClusterOptions& options,
-                                                          SignalWatch& signals) {
+Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& planned, const ClusterArguments& arguments,
+                                                          const LocalClusterOptions& options, SignalWatch& signals) {
   const auto& cluster = planned.resolved.cluster;
   const bool over_ssh = cluster.launch.via == topology::LaunchVia::ssh;
   if (cluster.data.transport == topology::DataTransport::inproc && cluster.nodes.size() > 1)
@@ -85,85 +300,106 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
                  "use ipc or tcp"};
   if (cluster.data.transport == topology::DataTransport::ipc && over_ssh)
     return Error{ErrorCode::invalid_config, "data.transport ipc works on one machine only, but the nodes start over ssh", "use tcp"};
+  if (over_ssh)
+    for (const auto& node : cluster.nodes)
+      if (auto command = ssh_command(cluster.launch.user, node.address, {}); !command.ok()) return command.error();
   ORRERY_TRY(program, program_path());
-  ORRERY_TRY(listen, actors::parse_address(cluster.control.listen));
   ORRERY_TRY(folder, PrivateFolder::create());
 
-  auto state = std::make_unique<State>();
-  state->folder = std::move(folder);
-  state->grace = cluster.launch.stop_grace;
-  ORRERY_TRY(coordinator, coordinator_options(planned));
-  coordinator.state_folder = state->folder.path() + "/state";
-  ORRERY_TRY(started, actors::Coordinator::start(state->control, std::move(coordinator)));
-  state->coordinator = std::move(started);
-  const auto cluster_id = state->coordinator->cluster_id();
-  state->address = listen.host + ":" + std::to_string(state->coordinator->port());
-
-  std::unique_ptr<LocalCluster> running(new LocalCluster(std::move(state)));
+  std::unique_ptr<LocalCluster> running(new LocalCluster(std::make_unique<State>()));
   auto& own = *running->state_;
-  for (std::size_t i = 0; i < cluster.nodes.size(); ++i) {
-    const auto& node = cluster.nodes[i];
-    ProcessSpec process;
-    process.name = "node " + node.name;
-    const bool ipc = !over_ssh && cluster.data.transport != topology::DataTransport::tcp;
-    process.arguments = {over_ssh ? cluster.launch.program : program,
-                         "node",
-                         "--name",
-                         node.name,
-                         "--coordinator",
-                         own.address,
-                         "--cluster-id",
-                         std::to_string(cluster_id),
-                         "--peer",
-                         std::to_string(i + 1),
-                         "--listen",
-                         over_ssh ? node.address : "127.0.0.1",
-                         "--join-timeout",
-                         std::to_string(cluster.launch.ready_timeout)};
-    if (planned.allow_faults) process.arguments.push_back("--allow-faults");
-    if (ipc) {
-      process.arguments.push_back("--data");
-      process.arguments.push_back("ipc://" + own.folder.path() + "/n" + std::to_string(i));
-    }
-    if (over_ssh) {
-      ORRERY_TRY(command, ssh_command(cluster.launch.user, node.address, process.arguments));
-      process.arguments = std::move(command);
-    }
-    if (!options.log_nodes_here)
-      process.log_file = (options.keep_logs_in.empty() ? own.folder.path() : options.keep_logs_in) + "/" + node.name + ".log";
-    own.logs.push_back(process.log_file);
-    ORRERY_TRY(child, Process::start(process));
-    own.processes.push_back(std::move(child));
-  }
+  own.folder = std::move(folder);
+  own.cluster = cluster;
+  const auto& restarts = planned.resolved.deployment.resilience.restarts;
+  own.limits.max = restarts.max;
+  own.limits.within = duration_of(restarts.within);
+  own.program = program;
+  own.announcement = own.folder.path() + "/announcement.json";
+  own.input_file = planned.input_file;
+  own.grace = cluster.launch.stop_grace;
+  own.allow_faults = planned.allow_faults;
+  own.end_when_starved = options.end_when_starved;
+  if (!options.log_nodes_here) own.logs = options.keep_logs_in.empty() ? own.folder.path() : options.keep_logs_in;
+  own.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (own.bell < 0) return Error{ErrorCode::io_failed, "an event descriptor could not be made: " + errno_text()};
+  own.coordinator_words = words_of(arguments);
+  own.coordinator_words.insert(own.coordinator_words.end(),
+                               {"--announce", own.announcement, "--plan-digest", digest_text(planned.plan), "--state",
+                                options.state_folder.empty() ? own.folder.path() + "/state" : options.state_folder});
+  actors::ControlOptions control;
+  ORRERY_TRY(security, security_of(cluster.security, "client"));
+  control.security = security;
+  own.control = std::make_unique<actors::Control>(control);
 
   SteadyClock clock;
   const auto until = clock.now() + duration_of(cluster.launch.ready_timeout);
+  ORRERY_TRY(supervisor, Supervisor::create([&own](const ChildEnd& end) { own.on_end(end); }));
+  own.supervisor = std::move(supervisor);
+  own.children.emplace_back();
+  ORRERY_TRY(coordinator, own.supervisor->add({"the coordinator", [&own](std::uint32_t) { return own.coordinator_command(); }, own.limits}));
+  ORRERY_CHECK(coordinator == coordinator_child);
+  ORRERY_TRY(announced, wait_for_announcement(own.announcement, *running, signals, until));
+  {
+    const std::lock_guard lock(own.mutex);
+    own.address = announced.address;
+    own.cluster_id = announced.cluster_id;
+    for (const auto& node : cluster.nodes) own.children.push_back(node.name);
+  }
+  for (std::size_t i = 0; i < cluster.nodes.size(); ++i) {
+    ORRERY_TRY(child, own.supervisor->add({"node " + cluster.nodes[i].name, [&own, i](std::uint32_t life) { return own.node_command(i, life); }, own.limits}));
+    ORRERY_CHECK(child == i + 1);
+  }
+  own.reporter = std::thread([&own] { own.report(); });
+
+  std::unique_ptr<actors::Client> client;
+  std::vector<std::string> missing;
+  const int news = running->descriptor();
   for (;;) {
-    own.coordinator->wait_for_end(std::chrono::milliseconds(50));
-    const auto status = own.status();
-    const auto phase = status.value("phase", "");
-    const std::uint64_t done = status.value("/load/done"_json_pointer, std::uint64_t{0}), total = status.value("/load/total"_json_pointer, std::uint64_t{0});
-    // Nodes report one after the other: all of what is known may be read while the rest is not known yet.
-    const bool ready = phase == "ready";
-    if (options.on_load && total > 0 && (ready || done < total)) options.on_load(ready ? total : done, total);
-    if (ready) return running;
-    if (signals.received()) return Error{ErrorCode::cancelled, "interrupted"};
-    if (phase == "failed") {
-      // A node that died says more than the connection it took along.
-      for (std::size_t i = 0; i < own.processes.size(); ++i)
-        if (const auto end = own.processes[i].wait(std::chrono::milliseconds(100))) return own.ended(i, *end);
-      if (auto outcome = own.coordinator->outcome(); !outcome.ok()) return outcome.error();
+    if (!client)
+      if (auto connected = running->connect(); connected.ok()) client = std::move(connected).value();
+    Json status;
+    if (client) {
+      if (const auto text = client->status(); text.ok())
+        status = Json::parse(text.value(), nullptr, false);
+      else
+        client.reset();  // It died, or is about to.
     }
-    ORRERY_TRY_DONE(running->health());
-    const auto missing = own.missing();
-    if (clock.now() >= until && !missing.empty()) {
-      std::string names;
-      for (const auto& name : missing) names += (names.empty() ? "" : ", ") + name;
-      return Error{ErrorCode::timed_out,
-                   std::string(missing.size() == 1 ? "node " : "nodes ") + names + " did not come up within " +
-                       std::to_string(static_cast<long>(cluster.launch.ready_timeout)) + " s",
-                   over_ssh ? "does `ssh " + missing.front() + " " + cluster.launch.program + " version` work?" : "raise launch.ready_timeout if the machine is slow"};
+    if (status.is_object()) {
+      const auto phase = status.value("phase", "");
+      const bool ready = phase == "ready";
+      missing = status.value("missing", std::vector<std::string>{});
+      {
+        const std::lock_guard lock(own.mutex);
+        own.all_joined = missing.empty();
+        own.was_ready = ready;
+      }
+      const auto done = status.value(Json::json_pointer("/load/done"), std::uint64_t{0});
+      const auto total = status.value(Json::json_pointer("/load/total"), std::uint64_t{0});
+      // Nodes report one after the other: all of what is known may be read while the rest is not known yet.
+      if (options.on_load && total > 0 && (ready || done < total)) options.on_load(ready ? total : done, total);
+      if (ready) return running;
+      if (phase == "failed") {
+        auto failure = error_of_json(status.value("failure", Json::object()).dump());
+        return failure ? *failure : Error{ErrorCode::peer_lost, "the cluster failed while it started"};
+      }
     }
+    if (signals.wait_for_signal_or(std::span(&news, 1), std::chrono::milliseconds(10)) == SignalWatch::Woken::signal)
+      return Error{ErrorCode::cancelled, "interrupted"};
+    // Whoever gave up has said why.
+    if (auto over = running->ended()) return over->ok() ? Error{ErrorCode::cancelled, "the cluster was told to end"} : over->error();
+    if (clock.now() < until) continue;
+    if (missing.empty()) {
+      if (status.is_object() && status.contains("waiting_for"))
+        return Error{ErrorCode::timed_out, "the cluster is not ready: " + status.value("waiting_for", "")};
+      if (status.is_object()) continue;  // Loading takes what it takes.
+      return Error{ErrorCode::timed_out, "the coordinator did not answer in time", "raise launch.ready_timeout if the machine is slow"};
+    }
+    std::string names;
+    for (const auto& name : missing) names += (names.empty() ? "" : ", ") + name;
+    return Error{ErrorCode::timed_out,
+                 std::string(missing.size() == 1 ? "node " : "nodes ") + names + " did not come up within " +
+                     std::to_string(static_cast<long>(cluster.launch.ready_timeout)) + " s",
+                 over_ssh ? "does `ssh " + missing.front() + " " + cluster.launch.program + " version` work?" : "raise launch.ready_timeout if the machine is slow"};
   }
 }
 

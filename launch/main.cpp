@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   // A cluster.
   add_up(app, context);
   add_status(app, context);
+  add_cancel(app, context);
   add_down(app, context);
   add_generate(app, context);
   add_node(app, context);

@@ -164,7 +164,8 @@ Result<actors::CoordinatorOptions> coordinator_options(const PlannedCluster& pla
   options.max_queue = admission.max_queue;
   options.allow_faults = planned.allow_faults;
   const auto& wanted = planned.resolved.deployment.resilience;
-  const auto duration = [](double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); };
+  // Centuries are enough, and fit.
+  const auto duration = [](double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(std::min(seconds, 9e9))); };
   auto& resilience = options.resilience;
   resilience.heartbeat_interval = duration(wanted.heartbeat.interval);
   resilience.heartbeat_timeout = duration(wanted.heartbeat.timeout);
@@ -178,7 +179,13 @@ Result<actors::CoordinatorOptions> coordinator_options(const PlannedCluster& pla
   options.spares = topology::spare_cards(cluster, wanted.spares);
   options.plan_without = [cluster = planned.resolved.cluster, deployment = planned.resolved.deployment, demand = planned.demand](
                              const std::set<std::uint32_t>& lost, const std::map<std::uint32_t, double>& slowdown) {
-    return topology::make_plan(cluster, deployment, demand, {lost, slowdown});
+    auto plan = topology::make_plan(cluster, deployment, demand, {lost, slowdown});
+    if (plan.ok()) return plan;
+    // The degrees that were asked for need cards that are gone. Any others give the same bytes, and better than waiting.
+    auto flexible = deployment;
+    flexible.parallelism = {};
+    auto degraded = topology::make_plan(cluster, flexible, demand, {lost, slowdown});
+    return degraded.ok() ? std::move(degraded) : std::move(plan);
   };
   return options;
 }

@@ -60,7 +60,7 @@ struct PlannedCluster {
 /// Reads the files, looks at the model folder and plans. Starts nothing.
 Result<PlannedCluster> plan_cluster(const ClusterArguments& arguments, const VerbContext& context);
 
-/// What the coordinator is told of it; where to listen is the cluster's.
+/// What the coordinator is told of it, but for its state folder; where to listen is the cluster's.
 Result<actors::CoordinatorOptions> coordinator_options(const PlannedCluster& planned);
 
 /// "00f3a9..." of a plan: 16 hex digits.

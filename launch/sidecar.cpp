@@ -60,6 +60,7 @@ Result<std::string> write_sidecar(const SidecarFacts& facts) {
   json["video"] = std::filesystem::path(facts.video.path).filename().string();
   json["frames_sha256"] = facts.video.frames_sha256;
   json["frames"] = facts.video.frames;
+  if (!facts.id.empty()) json["request"] = facts.id;
   auto& made = json["made_from"];
   made["prompt"] = spec.prompt;
   made["negative_prompt"] = spec.negative_prompt;

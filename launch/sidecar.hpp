@@ -14,6 +14,7 @@
 namespace orrery::launch {
 
 struct SidecarFacts {
+  std::string id;          // Of the request.
   actors::RequestSpec spec;
   actors::ClusterFacts facts;
   std::string account;     // JSON of the coordinator: seconds, stages with their verdicts and times.

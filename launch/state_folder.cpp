@@ -5,7 +5,6 @@
 #include <filesystem>
 
 #include <pwd.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -45,12 +44,6 @@ Status make_state_folder(const std::string& path) {
   if (::stat(text.c_str(), &status) != 0 || !S_ISDIR(status.st_mode) || status.st_uid != ::geteuid())
     return Error{ErrorCode::io_failed, "the state folder " + text + " is not a folder of yours", hint};
   return Done{};
-}
-
-std::uint64_t random_cluster_id() {
-  std::uint64_t id = 0;
-  ORRERY_CHECK(::getrandom(&id, sizeof id, 0) == sizeof id);
-  return id | 1;
 }
 
 }  // namespace orrery::launch

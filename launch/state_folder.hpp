@@ -1,8 +1,7 @@
-// Where a coordinator keeps what it must not forget, and who it is.
+// Where a coordinator keeps what it must not forget.
 
 #pragma once
 
-#include <cstdint>
 #include <string>
 
 #include "base/result.hpp"
@@ -18,8 +17,5 @@ Status make_state_folder(const std::string& path);
 
 /// A cluster's name as part of a path: letters, digits, '-' and '_' stay, anything else becomes '_'.
 std::string file_name_of(const std::string& cluster);
-
-/// Never 0.
-std::uint64_t random_cluster_id();
 
 }  // namespace orrery::launch

@@ -1,10 +1,11 @@
-// orrery up: brings a cluster up from YAML and keeps it until a signal, `orrery down` or a failure ends it.
+// orrery up: brings a cluster up from YAML and keeps it up until a signal or `orrery down` ends it.
 
 #include <unistd.h>
 
 #include <csignal>
 #include <filesystem>
 #include <memory>
+#include <span>
 
 #include <CLI/CLI.hpp>
 
@@ -14,6 +15,7 @@
 #include "launch/processes.hpp"
 #include "launch/progress.hpp"
 #include "launch/registry.hpp"
+#include "launch/state_folder.hpp"
 #include "launch/verb.hpp"
 
 namespace orrery::launch {
@@ -21,33 +23,55 @@ namespace {
 
 struct UpArguments {
   ClusterArguments cluster;
+  std::string state;
   bool detach = false;
 };
+
+Status refuse_second(const std::string& name) {
+  ORRERY_TRY(running, running_clusters());
+  for (const auto& other : running)
+    if (other.name == name)
+      return Error{ErrorCode::invalid_config, "a cluster named '" + name + "' runs already, as process " + std::to_string(other.pid),
+                   "end it with `orrery down " + name + "`, or change metadata.name"};
+  return Done{};
+}
+
+/// Where its journal lies, so that a later `up` of the same cluster goes on with what this one leaves.
+Result<std::string> state_of(const UpArguments& arguments, const std::string& cluster) {
+  if (!arguments.state.empty()) return arguments.state;
+  return default_state_folder(cluster);
+}
 
 Result<int> stay_up(const UpArguments& arguments, const VerbContext& context) {
   ORRERY_TRY(signals, SignalWatch::create());
   ORRERY_TRY(planned, plan_cluster(arguments.cluster, context));
+  const auto& name = planned.resolved.cluster.name;
+  ORRERY_TRY_DONE(refuse_second(name));
   SteadyClock clock;
   ProgressWriter progress(context, clock);
   LocalClusterOptions options;
+  ORRERY_TRY(state, state_of(arguments, name));
+  options.state_folder = state;
   options.on_load = [&](std::uint64_t done, std::uint64_t total) {
     progress.on_event(load_event(planned.resolved.model.name, done, total));
   };
-  ORRERY_TRY(cluster, LocalCluster::start(planned, options, signals));
-  auto registered = Registration::create({planned.resolved.cluster.name, cluster->address(), static_cast<int>(::getpid())});
+  ORRERY_TRY(cluster, LocalCluster::start(planned, arguments.cluster, options, signals));
+  auto registered = Registration::create({name, cluster->address(), static_cast<int>(::getpid())});
   if (!registered.ok()) return registered.error();
   progress.finish();
   if (!context.quiet())
-    ORRERY_TRY_DONE(write_out("cluster " + planned.resolved.cluster.name + " is up at " + cluster->address() + ": " +
+    ORRERY_TRY_DONE(write_out("cluster " + name + " is up at " + cluster->address() + ": " +
                               std::to_string(planned.resolved.cluster.nodes.size()) + " nodes, " +
                               std::to_string(planned.plan.cards.size()) + " cards, model " + planned.resolved.model.name + "\n"));
+  const int news = cluster->descriptor();
   for (;;) {
-    if (cluster->coordinator().wait_for_end(std::chrono::milliseconds(500))) {
-      ORRERY_TRY_DONE(cluster->coordinator().outcome());
+    const auto woken = signals.wait_for_signal_or(std::span(&news, 1), std::chrono::hours(1));
+    for (const auto& line : cluster->take_news()) warn(context, line);
+    if (const auto over = cluster->ended()) {
+      ORRERY_TRY_DONE(*over);
       return 0;
     }
-    if (const auto signal = signals.received()) return *signal == SIGTERM ? 0 : exit_code_of_signal(*signal);
-    ORRERY_TRY_DONE(cluster->health());
+    if (woken == SignalWatch::Woken::signal) return signals.received() == SIGTERM ? 0 : exit_code_of_signal(*signals.received());
   }
 }
 
@@ -56,11 +80,8 @@ Result<int> run_up(const UpArguments& arguments, const VerbContext& context) {
   // The same command in the foreground, in a session of its own; we wait until it is up.
   ORRERY_TRY(planned, plan_cluster(arguments.cluster, context));  // Mistakes show here, not in a log.
   const auto& name = planned.resolved.cluster.name;
-  ORRERY_TRY(running, running_clusters());
-  for (const auto& other : running)
-    if (other.name == name)
-      return Error{ErrorCode::invalid_config, "a cluster named '" + name + "' runs already, as process " + std::to_string(other.pid),
-                   "end it with `orrery down " + name + "`"};
+  ORRERY_TRY_DONE(refuse_second(name));
+  ORRERY_TRY(state, state_of(arguments, name));
   ORRERY_TRY(program, program_path());
   ORRERY_TRY(folder, registry_folder());
   ProcessSpec process;
@@ -68,6 +89,7 @@ Result<int> run_up(const UpArguments& arguments, const VerbContext& context) {
   process.arguments = {program, "--progress", "none", "up"};
   const auto words = words_of(arguments.cluster);
   process.arguments.insert(process.arguments.end(), words.begin(), words.end());
+  process.arguments.insert(process.arguments.end(), {"--state", state});
   process.input_file = planned.input_file;
   process.log_file = folder + "/" + name + ".log";
   process.detached = true;
@@ -98,6 +120,8 @@ void add_up(CLI::App& app, VerbContext& context) {
   auto* verb = app.add_subcommand("up", "Brings a cluster up from YAML");
   auto arguments = std::make_shared<UpArguments>();
   add_cluster_options(*verb, arguments->cluster);
+  verb->add_option("--state", arguments->state, "Where its journal lies; default: ~/.local/state/orrery/CLUSTER. Unfinished requests in it go on")
+      ->type_name("FOLDER");
   verb->add_flag("-d,--detach", arguments->detach, "In the background; `orrery down` ends it");
   verb->callback([arguments, &context] { context.run = [arguments, &context] { return run_up(*arguments, context); }; });
   set_examples(*verb, {"orrery up -f configs/clusters/two_nodes.yaml -f configs/models/cosmos-tiny.yaml",

@@ -82,6 +82,7 @@ void add_version(CLI::App& app, VerbContext& context);
 void add_up(CLI::App& app, VerbContext& context);
 void add_down(CLI::App& app, VerbContext& context);
 void add_status(CLI::App& app, VerbContext& context);
+void add_cancel(CLI::App& app, VerbContext& context);
 void add_generate(CLI::App& app, VerbContext& context);
 void add_node(CLI::App& app, VerbContext& context);
 void add_coordinator(CLI::App& app, VerbContext& context);

@@ -40,7 +40,7 @@ TEST_CASE("command line: help and version go to stdout and end with 0", "[launch
   CHECK(help.out.find("Verbs:") != std::string::npos);
   CHECK(help.out.find("Examples:") != std::string::npos);
   CHECK(help.error.empty());
-  for (const char* verb : {"check", "plan", "schema", "infer", "synth", "version", "up", "down", "status", "generate", "node", "coordinator"}) {
+  for (const char* verb : {"check", "plan", "schema", "infer", "synth", "version", "up", "down", "status", "generate", "node", "coordinator", "cancel"}) {
     const auto one = run({verb, "--help"});
     INFO(verb);
     CHECK(one.code == 0);

@@ -1,7 +1,8 @@
 // Runs the `orrery` program (or another) as a user would, and says what it printed and how it ended.
 //
 // Each command gets a scratch folder of its own for state (XDG_RUNTIME_DIR, TMPDIR), so that tests can see what it
-// leaves behind: processes of its session, sockets, temporary files.
+// leaves behind: processes of its session, sockets, temporary files. What it keeps on purpose, journals, lies beside it
+// (XDG_STATE_HOME).
 
 #pragma once
 
@@ -96,6 +97,7 @@ inline CommandResult run_command(const ScratchFolder& scratch, std::vector<std::
     ::setpgid(0, 0);
     ::setenv("XDG_RUNTIME_DIR", (scratch.path() + "/state").c_str(), 1);
     ::setenv("TMPDIR", (scratch.path() + "/state").c_str(), 1);
+    ::setenv("XDG_STATE_HOME", (scratch.path() + "/journals").c_str(), 1);
     for (const auto& each : environment) ::putenv(const_cast<char*>(each.c_str()));
     ::execvp(argv[0], argv.data());
     ::_exit(127);

@@ -378,7 +378,7 @@ TEST_CASE("up, status, generate, down: the life of a cluster in the background",
 
 TEST_CASE("help: every verb explains itself on stdout", "[system][bad_input]") {
   ScratchFolder scratch;
-  for (const std::string name : {"check", "plan", "up", "down", "status", "generate", "infer", "synth", "schema", "node", "coordinator", "version"}) {
+  for (const std::string name : {"check", "plan", "up", "down", "status", "generate", "infer", "synth", "schema", "node", "coordinator", "cancel", "version"}) {
     const auto result = run_command(scratch, verb({name, "--help"}));
     INFO(name);
     CHECK(result.exit_code == 0);
