@@ -606,10 +606,10 @@ std::string nearest_word(std::string_view word, const std::vector<std::string>& 
 }
 
 std::string suggestion(std::string_view word, const std::vector<std::string>& candidates) {
-  if (const auto near = nearest_word(word, candidates); !near.empty()) return "did you mean '" + near + "'?";
+  if (const auto near = nearest_word(word, candidates); !near.empty()) return "did you mean '" + shown(near) + "'?";
   if (candidates.empty() || candidates.size() > 16) return {};
   std::string known;
-  for (const auto& candidate : candidates) known += (known.empty() ? "known: " : ", ") + candidate;
+  for (const auto& candidate : candidates) known += (known.empty() ? "known: " : ", ") + shown(candidate);
   return known;
 }
 
