@@ -91,10 +91,13 @@ Result<std::string> write_sidecar(const SidecarFacts& facts) {
   if (plan.is_object() && plan.contains("cards")) ran["cards"] = plan["cards"].size();
   ran["seconds"] = facts.seconds;
   auto account = OrderedJson::parse(facts.account, nullptr, false);
-  if (account.is_object() && account.contains("stages")) {
-    for (const char* guardrail : {"text_guardrail", "video_guardrail"})
-      if (account["stages"].contains(guardrail)) json["guardrails"][guardrail] = account["stages"][guardrail];
+  if (account.is_object() && account.contains("stages") && account["stages"].is_object()) {
     ran["stages"] = account["stages"];
+    // Adding to `json` moves what it holds: `made` and `ran` are not to be used any more.
+    OrderedJson guardrails;
+    for (const char* guardrail : {"text_guardrail", "video_guardrail"})
+      if (account["stages"].contains(guardrail)) guardrails[guardrail] = account["stages"][guardrail];
+    if (!guardrails.empty()) json["guardrails"] = std::move(guardrails);
   }
   auto path = facts.video.path;
   while (path.size() > 1 && path.back() == '/') path.pop_back();
