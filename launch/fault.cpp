@@ -49,7 +49,7 @@ Result<topology::ScenarioSpec> scenario_of(const topology::ConfigSet& set, const
 }
 
 /// `drawn_before`: what a history says was drawn; null: nothing to compare with.
-Result<int> run_one(const RunArguments& arguments, const VerbContext& context, const OrderedJson& drawn_before) {
+Result<int> run_one(const RunArguments& arguments, const VerbContext& context, const Json& drawn_before) {
   ORRERY_TRY(signals, SignalWatch::create());
   ORRERY_TRY(set, read_configs(arguments.config, context));
   FaultRunOptions options;
@@ -63,7 +63,8 @@ Result<int> run_one(const RunArguments& arguments, const VerbContext& context, c
   ORRERY_TRY(planned, plan_cluster(options.cluster, context));
   ORRERY_TRY(drawn, draw_faults(options.scenario, planned.plan));
   const auto drawn_json = json_of(drawn);
-  if (!drawn_before.is_null() && drawn_before != drawn_json)
+  // Without regard to the order of keys, and numbers as they were written.
+  if (!drawn_before.is_null() && drawn_before != Json::parse(drawn_json.dump()))
     return Error{ErrorCode::invalid_config, "the files are no longer those of the history: other faults are drawn from the same seed",
                  "restore them, or run the scenario anew with `orrery fault run`"};
   ORRERY_TRY(report, run_scenario(options, planned, context, signals));
@@ -100,7 +101,7 @@ Result<int> replay(const std::string& path, RunArguments arguments, const VerbCo
     return wrong;
   arguments.scenario = json["scenario"].get<std::string>();
   arguments.seed = json["seed"].get<std::uint64_t>();
-  return run_one(arguments, context, OrderedJson::parse(json["drawn"].dump()));
+  return run_one(arguments, context, json["drawn"]);
 }
 
 // ---- one fault in a running cluster ---------------------------------------------------------------------------
