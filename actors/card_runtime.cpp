@@ -32,6 +32,8 @@ CardRuntime::~CardRuntime() {
 
 void CardRuntime::cancel_all() {
   const std::lock_guard lock(mutex_);
+  if (ending_) return;
+  ending_ = true;
   for (const auto& [key, runner] : lanes_) {
     runner->cancel();
     exchange_.forget(key.first);
@@ -126,12 +128,11 @@ void CardRuntime::close_lane(const CloseLane& order, Reply reply) {
 }
 
 void CardRuntime::cancel(std::uint64_t request) {
-  {
-    const std::lock_guard lock(mutex_);
-    for (const auto& [key, runner] : lanes_)
-      if (key.first == request) runner->cancel();
-  }
-  exchange_.forget(request);
+  const std::lock_guard lock(mutex_);
+  for (const auto& [key, runner] : lanes_)
+    if (key.first == request) runner->cancel();
+  // Once this card's epoch is over, the exchange may be in the next one, where the request goes on.
+  if (!ending_) exchange_.forget(request);
 }
 
 Result<std::shared_ptr<const cards::ProgramSet>> CardRuntime::compile(const OpenLane& order, const StageSeat& seat,

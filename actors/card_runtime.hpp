@@ -78,6 +78,7 @@ private:
   const FaultProbe probe_;
 
   mutable std::mutex mutex_;
+  bool ending_ = false;                                              // Guarded by mutex_.
   std::map<LaneKey, std::shared_ptr<ProgramRunner>> lanes_;          // Guarded by mutex_.
   std::map<std::uint8_t, std::unique_ptr<LaneWorker>> workers_;      // Guarded by mutex_. Last: joined first.
 };

@@ -87,7 +87,7 @@ Result<std::unique_ptr<cards::Card>> NodeRuntime::make_card(const cards::CardOpt
   return std::unique_ptr<cards::Card>(std::move(faulty));
 }
 
-Status NodeRuntime::make_routes(const LoadPlan& order) {
+Status NodeRuntime::make_routes(const LoadPlan& order, bool with_cards) {
   const std::lock_guard lock(routes_mutex_);
   routes_.clear();
   clients_.clear();
@@ -101,7 +101,7 @@ Status NodeRuntime::make_routes(const LoadPlan& order) {
     if (each.name != options_.name) ORRERY_TRY_DONE(exchange_->add_peer(each.peer, each.data_address));
     routes_[first_keeper_endpoint + each.peer] = each.peer;
     for (std::uint32_t card = 0; card < plan_.cards.size(); ++card)
-      if (plan_.cards[card].node == each.name) routes_[card] = each.peer;
+      if (with_cards && plan_.cards[card].node == each.name) routes_[card] = each.peer;
   }
   return route();
 }
@@ -113,10 +113,11 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
   ORRERY_TRY(plan_json, parse_json(order.plan, "plan"));
   ORRERY_TRY(plan, topology::plan_from_json(plan_json));
   for (const auto& [number, card] : cards_) card->cancel_all();
-  for (const auto& [number, card] : cards_)
-    if (!card->stop(std::max(stop_limit, card->patience())))
-      return Error{ErrorCode::peer_lost, "card " + card->card().options().name + " hangs in a command",
-                   "its node's process has to end, and is started again"};
+  const auto patience = [this] {
+    auto longest = stop_limit;
+    for (const auto& [number, card] : cards_) longest = std::max(longest, card->patience());
+    return longest;
+  }();
   if (model_folder_ != order.model_folder) {
     auto opened_folder = compiler::open_model_folder(order.model_folder);
     if (!opened_folder.ok()) return model_error(opened_folder.error());
@@ -127,13 +128,20 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
   }
   plan_ = std::move(plan);
   epoch_ = order.epoch;
+  // The new epoch lets go of what cards have lent, which they may be waiting for. They have no place in it until they have
+  // stopped: whatever they still send goes nowhere.
+  ORRERY_TRY_DONE(make_routes(order, false));
+  for (const auto& [number, card] : cards_)
+    if (!card->stop(patience))
+      return Error{ErrorCode::peer_lost, "card " + card->card().options().name + " hangs in a command",
+                   "its node's process has to end, and is started again"};
   const auto compute = order.dtype == "bfloat16" ? compiler::Compute::bf16 : compiler::Compute::f32;
   PlanLoaded result;
   ORRERY_TRY(numerics, cards::check_numerics());
   result.numerics = std::move(numerics);
-  ORRERY_TRY_DONE(make_routes(order));
+  ORRERY_TRY_DONE(make_routes(order, true));
 
-  // Only now: the new epoch has let go of what cards had lent. They and their weights may serve again.
+  // Cards and their weights may serve again.
   std::map<std::string, std::unique_ptr<cards::Card>> old_cards;
   std::map<std::string, std::vector<StageSeat>> old_seats;
   {

@@ -73,7 +73,7 @@ public:
 private:
   explicit NodeRuntime(const NodeRuntimeOptions& options) : options_(options) {}
   Status route();
-  Status make_routes(const LoadPlan& order);
+  Status make_routes(const LoadPlan& order, bool with_cards);
   Result<std::unique_ptr<cards::Card>> make_card(const cards::CardOptions& options, std::uint32_t index);
 
   NodeRuntimeOptions options_;

@@ -37,6 +37,13 @@ void advance(caf::stateful_actor<RequestState>* self) {
             auto& now = self->state.setup;
             if (!done.details.empty()) now.timings[name] = OrderedJson::parse(done.details);
             if (!done.failure.ok()) return end(self, done.failure, done.suspects, name);
+            RequestEvent event;
+            event.request = now.run.request;
+            event.kind = static_cast<std::uint8_t>(EventKind::stage_done);
+            event.stage = name;
+            event.seconds = done.seconds;
+            event.details = done.details;
+            self->send(now.coordinator, event);
             now.run.prompt_rows = done.prompt_rows;
             now.run.negative_rows = done.negative_rows;
             // Only the first stage of an attempt goes on from a keeper.

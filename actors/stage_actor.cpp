@@ -86,7 +86,6 @@ void StageState::finish() {
     details["exchange_seconds"] = exchange_seconds_;
   }
   done_.details = details.dump();
-  if (done_.failure.ok()) report(EventKind::stage_done, 0, 0, done_.seconds);
   work_->promise.deliver(done_);
   work_.reset();
   begin_next();

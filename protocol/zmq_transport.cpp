@@ -328,9 +328,9 @@ private:
     socket.set(zmq::sockopt::sndhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::rcvhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::handshake_ivl, 2000);
-    socket.set(zmq::sockopt::heartbeat_ivl, 300);
-    socket.set(zmq::sockopt::heartbeat_timeout, 1500);
-    socket.set(zmq::sockopt::heartbeat_ttl, 1500);
+    // Not ZMQ_HEARTBEAT: a process that was stopped and goes on finds heartbeats of a peer that has closed meanwhile, and
+    // libzmq 4.3 then ends it (assertion !_io_error). Channels probe their peers; TCP drops what nobody acknowledges.
+    socket.set(zmq::sockopt::tcp_maxrt, 5000);
   }
 
   void ring() const {
@@ -439,6 +439,8 @@ private:
         set_connected(peer, false);
         if (handlers_.on_hint) handlers_.on_hint(peer, PeerHint::down);
       } else if (kind & failed_handshakes) {
+        // Without keys, and without a reason, it is only slow or about to end.
+        if (!options_.security.keys && (kind & ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL)) continue;
         count_refusal();
         if (!std::exchange(link.refusal_told, true))
           log_event(Level::warn, "handshake.refused", {{"peer", peer}, {"address", link.address}, {"why", "it is not who it should be, or does not know us"}});
