@@ -8,6 +8,7 @@
 #include "actors/coordinator_actor.hpp"
 #include "actors/edges.hpp"
 #include "actors/request_check.hpp"
+#include "base/fault_point.hpp"
 #include "base/log.hpp"
 #include "topology/plan_text.hpp"
 
@@ -516,6 +517,7 @@ void CoordinatorState::starve(const std::string& why) {
 }
 
 void CoordinatorState::load_all() {
+  ORRERY_FAULT_POINT("coordinator.before_load");
   phase_ = Coordinator::Phase::loading;
   waiting_for_.clear();
   const auto& options = setup_.options;
@@ -933,6 +935,7 @@ void CoordinatorState::start_attempt(Request& request) {
     tell(request, notice);
     request.steps_done = resume_step;
   }
+  ORRERY_FAULT_POINT("coordinator.before_attempt");
   request.client_left = false;
   request.attempt_epoch = epoch_;
   request.state = Request::State::running;
@@ -951,6 +954,9 @@ void CoordinatorState::on_request_event(const RequestEvent& event) {
   }
   request.done = event.done;
   request.total = event.total;
+  // Kept here: an attempt that is interrupted later takes its account of finished stages along.
+  if (kind == EventKind::stage_done && !event.details.empty())
+    if (auto details = OrderedJson::parse(event.details, nullptr, false); !details.is_discarded()) request.timings[event.stage] = std::move(details);
   if (denoising && kind == EventKind::progress && event.done > request.steps_done) {
     request.steps_done = static_cast<std::uint32_t>(event.done);
     request.tries = 0;
@@ -1111,6 +1117,7 @@ Cancelled CoordinatorState::on_fetched(const Fetched& fetched) {
   }
   auto& request = found->second;
   if (request.outcome == RequestOutcome::delivered) return answer;
+  ORRERY_FAULT_POINT("coordinator.before_fetched");
   const auto wall = setup_.wall_seconds();
   // One digest per request: a second delivery with other bytes would be a broken promise, and is refused.
   const auto status = write([&](Journal& journal) -> Status {
