@@ -115,6 +115,13 @@ public:
     return status_;
   }
   std::uint64_t answers() const { return answers_; }
+  /// Frames that failed a check, over all nodes and their lives.
+  double frames_refused() const {
+    const std::lock_guard lock(mutex_);
+    double all = 0;
+    for (const auto& [life, count] : refused_) all += count;
+    return all;
+  }
   /// Nodes that are asked which of their faults have fired.
   void ask_faults_of(std::set<std::string> nodes) {
     const std::lock_guard lock(mutex_);
@@ -140,6 +147,11 @@ private:
         if (json.ok()) {
           const std::lock_guard lock(mutex_);
           status_ = std::move(json).value();
+          // A node that is busy leaves its counters out of an answer, and a new life begins at 0.
+          for (const auto& node : status_.value("nodes", Json::array())) {
+            auto& most = refused_[{node.value("name", ""), node.value("pid", pid_t{0})}];
+            most = std::max(most, node.value("data_frames_refused", 0.0));
+          }
           ++answers_;
         } else {
           client.reset();
@@ -183,6 +195,7 @@ private:
   Json status_ = Json::object();
   std::set<std::string> nodes_;
   std::map<std::string, double> fired_;
+  std::map<std::pair<std::string, pid_t>, double> refused_;  // By node and process.
   std::thread thread_;
 };
 
@@ -459,7 +472,6 @@ private:
     for (const auto& request : requests_)
       if (!request->record.completed) return inconclusive("the run without faults failed: " + request->record.failure);
     report_.counters["reference"] = digest_of_all();
-    reference_seconds_ = elapsed();
     for (const auto& request : requests_) reference_.push_back(request->record.sha256);
     return Done{};
   }
@@ -499,6 +511,7 @@ private:
     }
     observer_->ask_faults_of(std::move(asked));
     epoch_ = status.value("epoch", std::uint64_t{0});
+    refused_before_ = observer_->frames_refused();
     return Done{};
   }
 
@@ -723,11 +736,10 @@ private:
     counters["restarts"] = static_cast<double>(restarts_);
     counters["epochs"] = static_cast<double>(status.value("epoch", epoch_) - epoch_);
     counters["refusals"] = static_cast<double>(other_refusals_);
-    double wrong = 0, refused = 0;
+    double wrong = 0;
     for (std::size_t i = 0; i < requests_.size(); ++i) wrong += requests_[i]->record.completed && requests_[i]->record.sha256 != reference_[i];
-    for (const auto& node : status.value("nodes", Json::array())) refused += node.value("data_frames_refused", 0.0);
     counters["wrong"] = wrong;
-    counters["frames_refused"] = refused;
+    counters["frames_refused"] = observer_->frames_refused() - refused_before_;
   }
 
   // ---- time -------------------------------------------------------------------------------------------------
@@ -763,7 +775,7 @@ private:
   std::unique_ptr<actors::Client> client_;
   std::vector<std::unique_ptr<Submitted>> requests_;
   std::vector<std::string> reference_;
-  double reference_seconds_ = 0;
+  double refused_before_ = 0;
   Time begin_{};
   double began_wall_ = 0, moved_at_ = 0;
   std::map<std::string, Watched> nodes_;
