@@ -2,7 +2,6 @@
 
 #include <signal.h>
 
-#include <cerrno>
 #include <memory>
 #include <thread>
 
@@ -27,7 +26,7 @@ Result<int> run_down(const DownArguments& arguments, const VerbContext& context)
   const auto gone = [&](double seconds) {
     const auto until = clock.now() + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
     while (clock.now() < until) {
-      if (::kill(cluster.pid, 0) != 0 && errno == ESRCH) return true;
+      if (!is_alive(cluster.pid)) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     return false;

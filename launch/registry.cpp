@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include "base/file.hpp"
 #include "base/json.hpp"
@@ -20,9 +21,17 @@ namespace {
 // Cluster names come from YAML; a file name must not lead elsewhere.
 std::string file_of(const std::string& folder, const std::string& name) { return folder + "/" + file_name_of(name) + ".json"; }
 
-bool alive(int pid) { return pid > 0 && (::kill(pid, 0) == 0 || errno == EPERM); }
-
 }  // namespace
+
+bool is_alive(int pid) {
+  if (pid <= 0 || (::kill(pid, 0) != 0 && errno != EPERM)) return false;
+  // One that is dead, but not yet collected by its parent, can still be sent signals.
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(file, text, '\0');
+  const auto name_end = text.rfind(") ");
+  return name_end == std::string::npos || name_end + 2 >= text.size() || (text[name_end + 2] != 'Z' && text[name_end + 2] != 'X');
+}
 
 Result<std::string> registry_folder() {
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
@@ -48,7 +57,7 @@ Result<std::vector<RunningCluster>> running_clusters() {
       cluster.address = json.value().value("address", "");
       cluster.pid = json.value().value("pid", 0);
     }
-    if (alive(cluster.pid))
+    if (is_alive(cluster.pid))
       clusters.push_back(std::move(cluster));
     else
       std::filesystem::remove(entry.path(), ignored);

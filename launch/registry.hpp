@@ -21,6 +21,9 @@ struct RunningCluster {
 /// somebody else.
 Result<std::string> registry_folder();
 
+/// Whether the process exists and runs; a dead one that nobody has collected does not.
+bool is_alive(int pid);
+
 /// All whose process lives; files of dead ones are removed.
 Result<std::vector<RunningCluster>> running_clusters();
 
