@@ -482,8 +482,12 @@ void CoordinatorState::replan(const std::string& why) {
   end_attempts();
   stages_.clear();
   // Fenced when the journal says so: nobody is told of an epoch that a restarted coordinator might use again.
-  const auto next = epoch_ + 1;
-  if (auto status = write([&](Journal& journal) { return journal.begin_epoch(next, why); }); !status.ok()) {
+  auto next = epoch_ + 1;
+  const auto begin = [&](Journal& journal) {
+    next = std::max(next, journal.epoch() + 1);  // After a failed sync: what was refused may be on the disk all the same.
+    return journal.begin_epoch(next, why);
+  };
+  if (auto status = write(begin); !status.ok()) {
     if (status.error().code == ErrorCode::stale_epoch) return fail(status.error());
     phase_ = Coordinator::Phase::starved;
     waiting_for_ = status.error().message;
