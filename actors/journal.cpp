@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "base/digest.hpp"
+#include "base/fault_point.hpp"
 
 namespace orrery::actors {
 namespace {
@@ -490,6 +491,7 @@ Status Journal::begin_epoch(std::uint64_t epoch, const std::string& why) {
   ORRERY_TRY_DONE(journal.check_ours());
   if (epoch <= journal.epoch || epoch > std::uint64_t{1} << 62)
     return Error{ErrorCode::stale_epoch, "epoch " + std::to_string(epoch) + " does not come after epoch " + std::to_string(journal.epoch)};
+  ORRERY_FAULT_STATUS("journal.before_epoch");
   const auto done = journal.write(doing, [&]() -> Status {
     // The term in the file is ours, or somebody else has written there.
     ORRERY_TRY(changed, journal.run(doing,
@@ -507,6 +509,7 @@ Status Journal::begin_epoch(std::uint64_t epoch, const std::string& why) {
     return Done{};
   });
   if (done.ok()) journal.epoch = epoch;
+  ORRERY_FAULT_POINT("journal.after_epoch");
   return done;
 }
 
@@ -533,6 +536,7 @@ Result<Journal::Accepted> Journal::accept(const std::string& id, const std::stri
   request.spec = spec;
   request.accepted_at = now;
   request.deadline_at = deadline_at;
+  ORRERY_FAULT_STATUS("journal.before_accept");
   const auto done = journal.write("accept request " + id, [&]() -> Status {
     ORRERY_TRY_DONE(journal.run("accept request " + id, "UPDATE meta SET value = value + 1 WHERE key = 'number'"));
     ORRERY_TRY(number, journal.number_of("accept request " + id, "SELECT value FROM meta WHERE key = 'number'"));
@@ -544,6 +548,7 @@ Result<Journal::Accepted> Journal::accept(const std::string& id, const std::stri
     return Done{};
   });
   if (!done.ok()) return done.error();
+  ORRERY_FAULT_POINT("journal.after_accept");
   return accepted;
 }
 
@@ -553,7 +558,8 @@ Status Journal::finish(std::uint64_t number, RequestOutcome outcome, std::uint16
   const auto doing = "end request " + std::to_string(number) + " as " + std::string(name_of(outcome));
   if (reason.size() > text_bytes_max || details.size() > text_bytes_max || !std::isfinite(now))
     return Error{ErrorCode::internal, "cannot " + doing + ": the account of it is too long or has no time"};
-  return journal.write(doing, [&]() -> Status {
+  ORRERY_FAULT_STATUS("journal.before_finish");
+  const auto done = journal.write(doing, [&]() -> Status {
     ORRERY_TRY(request, journal.known(number));
     if (!may_become(request.outcome, outcome))
       return Error{ErrorCode::out_of_step, "cannot " + doing + ": it is " + std::string(name_of(request.outcome))};
@@ -564,6 +570,8 @@ Status Journal::finish(std::uint64_t number, RequestOutcome outcome, std::uint16
     request.details = details;
     return journal.replace(doing, request);
   });
+  ORRERY_FAULT_POINT("journal.after_finish");
+  return done;
 }
 
 Status Journal::set_digest(std::uint64_t number, const std::string& digest) {

@@ -2,6 +2,7 @@
 
 #include "actors/edges.hpp"
 #include "base/digest.hpp"
+#include "base/fault_point.hpp"
 
 namespace orrery::actors {
 
@@ -12,6 +13,7 @@ Keeper::Keeper(protocol::Exchange& exchange) : exchange_(exchange), endpoint_(fi
 Keeper::~Keeper() { exchange_.subscribe(endpoint_, {}); }
 
 void Keeper::keep(const protocol::MessageKey& key, const protocol::Message& message) {
+  ORRERY_FAULT_POINT("keeper.before_keep");
   std::vector<std::byte> bytes(message.bytes());
   message.copy_to(bytes);
   Item item;
@@ -20,9 +22,12 @@ void Keeper::keep(const protocol::MessageKey& key, const protocol::Message& mess
   item.shape = message.shape;
   item.digest = xxh3_of(bytes);
   item.bytes = Shard::of(std::move(bytes));
-  const std::lock_guard lock(mutex_);
-  auto& slot = items_[{key.request, key.op}];
-  std::swap(slot, item);  // The newest that arrives: after a resume from an earlier step that is the lower one.
+  {
+    const std::lock_guard lock(mutex_);
+    auto& slot = items_[{key.request, key.op}];
+    std::swap(slot, item);  // The newest that arrives: after a resume from an earlier step that is the lower one.
+  }
+  ORRERY_FAULT_POINT("keeper.after_keep");
 }
 
 std::vector<KeptItem> Keeper::items() const {

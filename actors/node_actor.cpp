@@ -4,6 +4,7 @@
 
 #include "actors/card_actor.hpp"
 #include "actors/request_check.hpp"
+#include "base/fault_point.hpp"
 #include "base/log.hpp"
 
 namespace orrery::actors {
@@ -141,6 +142,7 @@ caf::response_promise NodeActorState::on_load(const LoadPlan& order) {
     promise.deliver(refused);
     return promise;
   }
+  ORRERY_FAULT_POINT("node.before_load");
   stop_children();
   loading_epoch_ = order.epoch;
   order_ = order;
@@ -170,6 +172,7 @@ caf::response_promise NodeActorState::on_load(const LoadPlan& order) {
 }
 
 void NodeActorState::on_loaded(const LoadFinished& finished) {
+  ORRERY_FAULT_POINT("node.after_load");
   auto promise = load_promises_.extract(finished.epoch);
   if (finished.result.failure.ok() && finished.epoch == loading_epoch_) {
     ready_epoch_ = finished.epoch;
@@ -317,6 +320,7 @@ void NodeActorState::answer_spawn(std::uint64_t ticket) {
   auto entry = spawning_.extract(ticket);
   if (entry.empty()) return;
   auto& spawning = entry.mapped();
+  ORRERY_FAULT_POINT("node.before_stage");
   StageSpawned spawned;
   spawned.failure = spawning.failure;
   if (spawned.failure.ok() && !is_current(spawning.order.epoch))

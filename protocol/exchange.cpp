@@ -124,7 +124,7 @@ struct Exchange::State {
   std::unordered_map<MessageKey, Stored, KeyHash> stored;
   std::unordered_map<MessageKey, Waiter*, KeyHash> waiters;
   // Asked for by try_receive and not there yet: as good as a waiter for the peer's credit.
-  std::unordered_set<MessageKey, KeyHash> polled;
+  std::unordered_map<MessageKey, Time, KeyHash> polled;  // And since when.
   std::map<EndpointId, Error> failures;
   std::unordered_set<std::uint64_t> forgotten;
   std::map<EndpointId, SharedCallback> subscribers;
@@ -232,11 +232,11 @@ struct Exchange::State {
   template <class Choose>
   void drop_polled(Choose choose) {
     for (auto key = polled.begin(); key != polled.end();) {
-      if (!choose(*key)) {
+      if (!choose(key->first)) {
         ++key;
         continue;
       }
-      if (auto* peer = peer_of(key->source)) --peer->waiters;
+      if (auto* peer = peer_of(key->first.source)) --peer->waiters;
       key = polled.erase(key);
     }
   }
@@ -655,7 +655,7 @@ std::optional<Message> Exchange::try_receive(const MessageKey& key) {
       return message;
     }
     auto* peer = state.peer_of(key.source);
-    if (peer && !state.forgotten.contains(key.request) && state.polled.insert(key).second && peer->waiters++ == 0)
+    if (peer && !state.forgotten.contains(key.request) && state.polled.emplace(key, state.clock.now()).second && peer->waiters++ == 0)
       state.flush(state.routes.at(key.source), *peer, afterwards);
     return std::nullopt;
   });
@@ -733,17 +733,19 @@ std::vector<SilentPeer> Exchange::silent_peers(Duration limit) const {
   const std::lock_guard lock(state_->mutex);
   std::map<PeerId, SilentPeer> silent;
   const auto now = state_->clock.now();
-  for (const auto& [key, waiter] : state_->waiters) {
+  const auto look = [&](const MessageKey& key, Time since) {
     const auto route = state_->routes.find(key.source);
-    if (waiter->outcome || route == state_->routes.end() || route->second == state_->transport->self()) continue;
+    if (route == state_->routes.end() || route->second == state_->transport->self()) return;
     const auto found = state_->peers.find(route->second);
-    auto since = waiter->since;
     if (found != state_->peers.end() && found->second.heard_at) since = std::max(since, *found->second.heard_at);
-    if (now - since < limit) continue;
+    if (now - since < limit) return;
     auto& entry = silent[route->second];
-    if (now - since <= entry.silence) continue;
+    if (now - since <= entry.silence) return;
     entry = {route->second, now - since, text_of(key)};
-  }
+  };
+  for (const auto& [key, waiter] : state_->waiters)
+    if (!waiter->outcome) look(key, waiter->since);
+  for (const auto& [key, since] : state_->polled) look(key, since);
   std::vector<SilentPeer> result;
   for (auto& [id, entry] : silent) result.push_back(std::move(entry));
   return result;

@@ -122,7 +122,7 @@ public:
   /// When the last valid frame of this process came; nothing before the first one.
   std::optional<Time> last_heard(PeerId peer) const;
 
-  /// Processes that a `receive` has been waiting for, and that have been silent, for at least `limit`.
+  /// Processes that a `receive` or `try_receive` has been waiting for, and that have been silent, for at least `limit`.
   std::vector<SilentPeer> silent_peers(Duration limit) const;
 
   /// Resends, probes and grants that are due; returns when to call again. Only with own_timer == false.
