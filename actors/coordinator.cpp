@@ -188,7 +188,8 @@ void CoordinatorState::check_times(Time now) {
     }
   std::vector<std::uint64_t> overdue, expired;
   for (const auto& [number, request] : requests_) {
-    if (request.state != Request::State::closed && request.deadline && now >= *request.deadline && !request.ending) overdue.push_back(number);
+    if (request.state != Request::State::closed && request.outcome == RequestOutcome::open && request.deadline && now >= *request.deadline && !request.ending)
+      overdue.push_back(number);
     const auto ttl = setup_.options.resilience.result_ttl;
     if (request.outcome == RequestOutcome::completed && !request.client && request.finished && now - *request.finished > ttl) expired.push_back(number);
     // Whose client never came back: finished but for the frames.
@@ -1042,6 +1043,7 @@ void CoordinatorState::interrupted(Request& request, const Failure& failure, con
 void CoordinatorState::finish(Request& request, RequestOutcome outcome, const Failure& failure) {
   const auto number = request.number;
   const bool again = request.outcome == RequestOutcome::completed;  // Its frames were made once more.
+  if (again && outcome != RequestOutcome::completed) outcome = RequestOutcome::expired;  // What was completed can fail no more.
   request.state = Request::State::closed;
   request.attempt = nullptr;
   request.failure = failure;
@@ -1134,7 +1136,13 @@ Cancelled CoordinatorState::on_fetched(const Fetched& fetched) {
   }
   request.outcome = RequestOutcome::delivered;
   answer.count = 1;
+  // A client that came back while its frames were on the way has them by now: they need not be made once more.
+  if (request.attempt) self_->send(request.attempt, Cancel{request.number, ""});
+  request.attempt = nullptr;
+  request.state = Request::State::closed;
+  request.finished = setup_.clock->now();
   drop(fetched.request);
+  start_requests();
   return answer;
 }
 
