@@ -255,6 +255,7 @@ private:
     ORRERY_TRY_DONE(wait_until_steady());
     tell("steady; the run without faults begins");
     ORRERY_TRY_DONE(run_reference());
+    ORRERY_TRY_DONE(wait_until_steady());
     ORRERY_TRY_DONE(arm());
     tell("armed; the workload begins");
     ORRERY_TRY_DONE(run_workload());
@@ -339,6 +340,9 @@ private:
       const auto status = observer_->status();
       const auto counters = steady_counters(status);
       missing = std::get<double>(counters.at("ready")) == 1 ? "" : "the cluster is '" + status.value("phase", "silent") + "'";
+      // Faults are armed in nodes that work: none may be left out because it was slow to answer.
+      if (missing.empty() && std::get<double>(counters.at("nodes")) < static_cast<double>(planned_.resolved.cluster.nodes.size()))
+        missing = "not all nodes are up";
       for (const auto& each : scenario_.steady_state) {
         const auto held = each.evaluate(counters);
         if (!held.ok() || !held.value()) missing = "'" + each.text() + "' does not hold (" + each.shown_values(counters) + ")";

@@ -20,7 +20,7 @@ const std::string orrery_program = ORRERY_BINARY;
 
 std::string scenario(const std::string& body) {
   return "apiVersion: orrery/v1\nkind: Scenario\nmetadata: {name: t}\nspec:\n  deployment: resilient\n"
-         "  workload: {request: {num_inference_steps: 3}}\n" +
+         "  workload: {request: {seed: 7}}\n" +
          body;
 }
 
@@ -43,8 +43,8 @@ TEST_CASE("fault run: bad frames between nodes are noticed and change nothing; t
   const ScratchFolder scratch;
   const auto result = run_file(scratch,
                                "  faults:\n"
-                               "    - {name: c, when: {event: start}, action: corrupt, target: {kind: link, from: n1, to: n2}, every: {p: 0.2}}\n"
-                               "    - {name: d, when: {event: step_end, step: 1}, action: duplicate, target: {kind: link, from: n2, to: n1}, every: {p: 0.2}}\n"
+                               "    - {name: c, when: {event: start}, action: corrupt, target: {kind: link, from: n1, to: n2}, every: {p: 0.05}}\n"
+                               "    - {name: d, when: {event: step_end, step: 1}, action: duplicate, target: {kind: link, from: n2, to: n1}, every: {p: 0.05}}\n"
                                "  expect: ['completed == requests', 'frames_sha256 == reference', 'fired == faults', 'frames_refused >= 1']\n",
                                {"--history", scratch.file("history.json")});
   INFO(result.out << result.err);
