@@ -174,6 +174,7 @@ private:
     world_.note(name_of(kind));
   }
 
+  void watch_silence(const ProcessPointer& process);
   void plan_faults();
   void inject(Kind kind);
   void plan_scenario(const topology::ScenarioSpec& scenario);
@@ -203,6 +204,9 @@ private:
   std::map<std::uint64_t, std::uint64_t> plan_of_epoch_;
   std::map<std::string, std::uint64_t> epoch_of_host_;
   std::set<const Client*> client_ends_;
+  std::map<std::string, Time> pinged_, given_up_;  // By host: when the coordinator last did.
+  std::uint32_t coordinator_pauses_ = 0;
+  std::map<std::string, std::uint32_t> node_pauses_;
   bool ending_ = false, healed_ = false;
 };
 
@@ -214,6 +218,11 @@ Simulation::Simulation(const Ground& ground, const RunOptions& options) : ground
   cards_ = options.cards ? *options.cards : shapes[world_.random().below(shapes.size())];
   split_branches_ = !options.cards && world_.random().below(4) == 0;
   launcher_ = world_.start("launcher");
+  world_.on_control = [this](const Process& from, const Process& to, const caf::message& message) {
+    if (from.host != "coordinator") return;
+    if (message.match_elements<Ping>()) pinged_[to.host] = world_.now();
+    if (message.match_elements<Rejoin>()) given_up_[to.host] = world_.now();
+  };
 }
 
 Simulation::~Simulation() {
@@ -388,6 +397,7 @@ void Simulation::inject(Kind kind) {
       count(kind);
       world_.pause(process);
       world_.at(duration, [this, process] { world_.resume(process); });
+      watch_silence(process);
       break;
     }
     case Kind::coordinator_crash:
@@ -399,6 +409,7 @@ void Simulation::inject(Kind kind) {
       const auto process = coordinator_;
       if (!process || process->paused) return;
       count(kind);
+      ++coordinator_pauses_;
       world_.pause(process);
       world_.at(duration, [this, process] { world_.resume(process); });
       break;
@@ -508,6 +519,22 @@ void Simulation::inject(Kind kind) {
     case Kind::deadline:
     case Kind::count: break;
   }
+}
+
+// A node that stands still, while the coordinator does not, is given up within the promised time.
+void Simulation::watch_silence(const ProcessPointer& process) {
+  const auto since = world_.now();
+  const auto watcher = coordinator_;
+  const auto pinged = pinged_[process->host];
+  ++node_pauses_[process->host];
+  if (!watcher || watcher->paused || since - pinged > std::chrono::milliseconds(150) || given_up_[process->host] >= pinged) return;
+  const auto pauses = coordinator_pauses_, number = node_pauses_[process->host];
+  world_.at(std::chrono::milliseconds(1500), [this, process, watcher, since, pauses, number] {
+    if (node_pauses_[process->host] != number) return;
+    if (!process->alive || !process->paused || !watcher->alive || watcher->paused || coordinator_pauses_ != pauses || healed_) return;
+    if (board_->get().phase == Coordinator::Phase::waiting || given_up_[process->host] >= since) return;
+    violated("silence is noticed", process->host + " has stood still for 1500 ms, and the coordinator has not given it up");
+  });
 }
 
 void Simulation::plan_faults() {
@@ -702,7 +729,7 @@ RunResult Simulation::run() {
     else plan_faults();
   }
   for (const auto& client : clients_)
-    world_.at(soon(0, 1500), [this, each = client.get()] {
+    world_.at(soon(0, 3500), [this, each = client.get()] {
       if (!each->process) start_client(*each);
     });
 

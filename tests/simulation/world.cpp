@@ -33,6 +33,7 @@ public:
   using caf::abstract_actor::enqueue;
   void enqueue(caf::mailbox_element_ptr what, caf::execution_unit*) override {
     if (!open_) return;
+    if (world_.on_control && viewer_->alive && !viewer_->crashing) world_.on_control(*viewer_, *owner_, what->copy_content_to_message());
     auto content = std::make_shared<caf::message>(world_.translate(what->move_content_to_message(), viewer_, owner_));
     const auto mid = what->mid;
     const auto sender = world_.sender_for(what->sender, owner_);
@@ -84,6 +85,7 @@ World::~World() {
   }
   wires_.clear();
   links_.clear();
+  connections_.clear();
   events_.clear();
   while (scheduler_->has_job()) scheduler_->run_once();
 }
@@ -214,21 +216,13 @@ caf::actor World::wire(const ProcessPointer& viewer, const caf::actor& target) {
   // When the actor is no more, whoever sees it hears of that, in order with what it said.
   target->attach_functor([this, weak, viewer, owner](const caf::error& reason) {
     auto told = reason;
-    auto& link = links_[{owner->host, viewer->host}];
-    const auto tell = [weak, viewer, told] {
+    carry(owner, viewer, [weak, viewer, told] {
       if (!viewer->alive) return;
       const auto strong = weak.lock();
       if (!strong) return;
       auto* proxy = static_cast<Wire*>(strong->get());
       if (proxy->open()) proxy->kill_proxy(nullptr, told);
-    };
-    if (link.cut) {
-      link.held.push_back(tell);
-      return;
-    }
-    const auto due = std::max(link.last, now() + between(std::chrono::microseconds(50), std::chrono::microseconds(800)));
-    link.last = due;
-    events_.emplace(std::pair{due, next_event_++}, tell);
+    });
   });
   return caf::actor_cast<caf::actor>(slot);
 }
@@ -289,21 +283,30 @@ caf::message World::translate(caf::message message, const ProcessPointer& from, 
   return message;
 }
 
-void World::transmit(const ProcessPointer& from, const ProcessPointer& to, std::function<void()> deliver) {
-  if (!from->alive || from->crashing || !to->alive) return;
-  auto& link = links_[{from->host, to->host}];
-  const auto connection = link.connection;
-  auto arrive = [this, from, to, connection, deliver = std::move(deliver)] {
-    // Bytes that were on the way when the connection broke are lost; those of a process that died are not.
-    if (to->alive && links_[{from->host, to->host}].connection == connection) deliver();
+World::Connection& World::connection(const ProcessPointer& from, const ProcessPointer& to) {
+  auto& found = connections_[{from->number, to->number}];
+  found.link = {from->host, to->host};
+  return found;
+}
+
+void World::carry(const ProcessPointer& from, const ProcessPointer& to, std::function<void()> deliver) {
+  auto& way = connection(from, to);
+  const auto& link = links_[way.link];
+  auto arrive = [this, to, key = way.link, broken = link.broken, deliver = std::move(deliver)] {
+    // Bytes that were on the way when the connection broke are lost.
+    if (to->alive && links_[key].broken == broken) deliver();
   };
   if (link.cut) {
-    link.held.push_back(std::move(arrive));
+    way.held.push_back(std::move(arrive));
     return;
   }
-  const auto due = std::max(link.last, now() + between(std::chrono::microseconds(50), std::chrono::microseconds(800)));
-  link.last = due;
-  events_.emplace(std::pair{due, next_event_++}, std::move(arrive));
+  way.last = std::max(way.last, now() + between(std::chrono::microseconds(50), std::chrono::microseconds(800)));
+  events_.emplace(std::pair{way.last, next_event_++}, std::move(arrive));
+}
+
+void World::transmit(const ProcessPointer& from, const ProcessPointer& to, std::function<void()> deliver) {
+  if (!from->alive || from->crashing || !to->alive) return;
+  carry(from, to, std::move(deliver));
 }
 
 void World::cut(const std::string& from, const std::string& to) {
@@ -311,10 +314,9 @@ void World::cut(const std::string& from, const std::string& to) {
   if (link.cut) return;
   trace("cut " + from + " -> " + to);
   link.cut = true;
-  const auto connection = link.connection;
-  at(break_after, [this, from, to, connection] {
+  at(break_after, [this, from, to, broken = link.broken] {
     const auto& now_link = links_[{from, to}];
-    if (now_link.cut && now_link.connection == connection) break_link(from, to);
+    if (now_link.cut && now_link.broken == broken) break_link(from, to);
   });
 }
 
@@ -323,10 +325,13 @@ void World::heal(const std::string& from, const std::string& to) {
   if (!link.cut) return;
   trace("heal " + from + " -> " + to);
   link.cut = false;
-  while (!link.held.empty()) {
-    link.last = std::max(link.last, now() + std::chrono::microseconds(100));
-    events_.emplace(std::pair{link.last, next_event_++}, std::move(link.held.front()));
-    link.held.pop_front();
+  for (auto& [lives, way] : connections_) {
+    if (way.link != LinkKey{from, to}) continue;
+    while (!way.held.empty()) {
+      way.last = std::max(way.last, now() + between(std::chrono::microseconds(50), std::chrono::milliseconds(20)));
+      events_.emplace(std::pair{way.last, next_event_++}, std::move(way.held.front()));
+      way.held.pop_front();
+    }
   }
 }
 
@@ -338,9 +343,9 @@ bool World::is_cut(const std::string& from, const std::string& to) const {
 void World::break_link(const std::string& a, const std::string& b) {
   trace("break " + a + " - " + b);
   for (const auto& key : {LinkKey{a, b}, LinkKey{b, a}}) {
-    auto& link = links_[key];
-    ++link.connection;
-    link.held.clear();
+    ++links_[key].broken;
+    for (auto& [lives, way] : connections_)
+      if (way.link == key) way.held.clear();
   }
   std::vector<caf::strong_actor_ptr> broken;
   for (const auto& [key, pointer] : wires_) {

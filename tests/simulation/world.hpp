@@ -121,6 +121,9 @@ public:
   bool step();
   void run_until(Time until, const std::function<bool()>& done);
 
+  /// Told of each control message as it leaves: from, to, its type.
+  std::function<void(const Process& from, const Process& to, const caf::message& message)> on_control;
+
   /// Part of the run's identity.
   void note(std::uint64_t value);
   void note(std::string_view text);
@@ -134,13 +137,20 @@ public:
 private:
   friend class Wire;
   friend class Gate;
+  /// Between two hosts, one direction.
   struct Link {
     bool cut = false;
-    std::uint64_t connection = 0;  // Broken so often.
-    Time last{};                   // In order.
-    std::deque<std::function<void()>> held;
+    std::uint64_t broken = 0;  // So often.
   };
   using LinkKey = std::pair<std::string, std::string>;
+  /// Between two lives: in order. What a dead process has sent still arrives.
+  struct Connection {
+    LinkKey link;
+    Time last{};
+    std::deque<std::function<void()>> held;  // While the link is cut.
+  };
+  Connection& connection(const ProcessPointer& from, const ProcessPointer& to);
+  void carry(const ProcessPointer& from, const ProcessPointer& to, std::function<void()> deliver);
 
   void adopt(const ProcessPointer& process, caf::actor_id after);
   ProcessPointer process_of(caf::actor_id actor) const;
@@ -168,6 +178,7 @@ private:
   std::unordered_map<caf::actor_id, std::weak_ptr<Process>> owners_;
   std::map<std::pair<std::uint64_t, caf::actor_id>, caf::strong_actor_ptr> wires_;  // By viewer and target.
   std::map<LinkKey, Link> links_;
+  std::map<std::pair<std::uint64_t, std::uint64_t>, Connection> connections_;
   ProcessPointer running_;
   bool pump_scheduled_ = false;
   std::uint64_t hash_ = 0xcbf29ce484222325ULL;
