@@ -20,7 +20,8 @@ namespace orrery::actors {
 
 namespace {
 
-constexpr Duration answer_timeout = std::chrono::seconds(30);
+constexpr Duration answer_timeout = std::chrono::seconds(5);
+constexpr Duration rest_timeout = std::chrono::seconds(30);  // Of a request that is completed: for its last frames.
 
 /// What has come and was not looked at yet.
 struct ClientBoard {
@@ -287,12 +288,20 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
     if (!submitted.failure.ok()) return submitted.failure.error();
     return submitted.request;
   };
-  ORRERY_TRY(request, submit());
+  std::uint64_t request = 0;
+  bool alone = false;            // There is no coordinator ...
+  Time alone_since{};            // ... since then.
+  if (auto submitted = submit(); submitted.ok()) {
+    request = submitted.value();
+  } else if (submitted.error().code == ErrorCode::timed_out || submitted.error().code == ErrorCode::unreachable) {
+    alone = true;  // It went away before it could answer: the same id may be submitted again.
+    alone_since = clock.now();
+  } else {
+    return submitted.error();
+  }
 
   std::optional<Error> failure;  // Ours: interrupted, or a handler's.
   std::optional<Time> give_up;   // After a cancel, or once completed: the rest must come until then.
-  bool alone = false;            // There is no coordinator ...
-  Time alone_since{};            // ... since then.
   std::optional<RequestEvent> last;
   const auto cancel = [&](Error why) {
     if (failure) return;
@@ -323,7 +332,7 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
       }
       if (kind == EventKind::completed || kind == EventKind::failed) {
         last = event;
-        if (!give_up) give_up = clock.now() + answer_timeout;
+        if (!give_up) give_up = clock.now() + rest_timeout;
         continue;
       }
       StageEvent told;

@@ -839,6 +839,9 @@ void CoordinatorState::end_attempts() {
   for (auto& [number, request] : requests_) {
     if (request.attempt) self_->send_exit(request.attempt, caf::exit_reason::kill);
     request.attempt = nullptr;
+    // Frames that are on their way end with the epoch: they are made once more.
+    if (request.state == Request::State::closed && request.outcome == RequestOutcome::completed && request.client)
+      request.state = Request::State::queued;
     if (request.state != Request::State::running) continue;
     request.state = Request::State::queued;
     ++request.interruptions;

@@ -375,9 +375,20 @@ private:
       } catch (const zmq::error_t& error) {
         if (error.num() == EINTR) continue;
         log_event(Level::error, "transport.failed", {{"why", error.what()}});
-        return;
+        break;
       }
     }
+    while (!links.empty()) drop(links, links.begin()->first);
+  }
+
+  // ZeroMQ's own thread sends events to the monitor and waits for ever when nobody is left to take them: no more events
+  // before the monitor goes.
+  static bool drop(std::map<PeerId, Link>& links, PeerId peer) {
+    const auto found = links.find(peer);
+    if (found == links.end()) return false;
+    zmq_socket_monitor(found->second.dealer.handle(), nullptr, 0);
+    links.erase(found);
+    return true;
   }
 
   void run_commands(std::map<PeerId, Link>& links) {
@@ -388,12 +399,12 @@ private:
     }
     for (auto& command : commands) {
       if (command.connect.empty()) {
-        links.erase(command.peer);
+        drop(links, command.peer);
         continue;
       }
       const auto found = links.find(command.peer);
       if (found != links.end() && found->second.address == command.connect && found->second.key == command.key) continue;
-      if (links.erase(command.peer) > 0) set_connected(command.peer, false);
+      if (drop(links, command.peer)) set_connected(command.peer, false);
       try {
         links.emplace(command.peer, connect(command.connect, command.key));
       } catch (const zmq::error_t& error) {
