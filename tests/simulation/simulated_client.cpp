@@ -124,6 +124,8 @@ void SimulatedClient::take(const protocol::MessageKey& key, const protocol::Mess
   if (static_cast<Edge>(key.op) != Edge::frames || message.shape.size() != 4) return;
   if (key.request != request_ && request_ != 0)
     return observer_.violated("right request", "client " + process_->host + " got frames of request " + std::to_string(key.request));
+  if (!handed_over_.insert({process_->exchange->epoch(), key}).second)
+    return observer_.violated("each message once", "client " + process_->host + " was handed " + protocol::text_of(key) + " twice in one epoch");
   if (!seen_.insert({key.op, key.step}).second) return;
   auto& piece = pieces_[key.step];
   piece.frames = message.shape[0];

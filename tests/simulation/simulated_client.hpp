@@ -73,6 +73,7 @@ private:
   bool seeking_ = false, completed_ = false, finishing_ = false, given_up_ = false;
   std::uint64_t request_ = 0;
   std::set<std::pair<std::uint32_t, std::uint32_t>> seen_;
+  std::set<std::pair<std::uint64_t, protocol::MessageKey>> handed_over_;  // By epoch.
   std::map<std::uint32_t, Piece> pieces_;
   std::uint32_t next_piece_ = 0;
   std::uint64_t frames_ = 0;

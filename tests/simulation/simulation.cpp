@@ -39,7 +39,7 @@ const char* name_of(Kind kind) {
                                           "control_cut_one_way", "data_cut", "data_cut_one_way",  "frame_drop",        "frame_duplicate",
                                           "frame_reorder", "frame_corrupt",  "card_hang",         "card_failure",      "card_slow",
                                           "disk_full",   "failed_sync",      "client_crash",      "cancel",            "deadline",
-                                          "fault_point"};
+                                          "fault_point", "stale_plan"};
   return names[static_cast<std::size_t>(kind)];
 }
 
@@ -207,6 +207,7 @@ private:
   std::map<std::string, Time> pinged_, given_up_;  // By host: when the coordinator last did.
   std::uint32_t coordinator_pauses_ = 0;
   std::map<std::string, std::uint32_t> node_pauses_;
+  std::map<std::string, std::vector<LoadPlan>> plans_told_;  // By host; for a coordinator that is behind the times.
   bool ending_ = false, healed_ = false;
 };
 
@@ -221,6 +222,7 @@ Simulation::Simulation(const Ground& ground, const RunOptions& options) : ground
   world_.on_control = [this](const Process& from, const Process& to, const caf::message& message) {
     if (from.host != "coordinator") return;
     if (message.match_elements<Ping>()) pinged_[to.host] = world_.now();
+    if (message.match_elements<LoadPlan>()) plans_told_[to.host].push_back(message.get_as<LoadPlan>(0));
     if (message.match_elements<Rejoin>()) given_up_[to.host] = world_.now();
   };
 }
@@ -237,6 +239,7 @@ Simulation::~Simulation() {
     if (host->process) world_.kill(host->process);
   if (coordinator_) world_.kill(coordinator_);
   coordinator_actor_ = nullptr;
+  plans_told_.clear();
   world_.kill(launcher_);
 }
 
@@ -516,6 +519,19 @@ void Simulation::inject(Kind kind) {
       arm_fault_point(std::move(order));
       break;
     }
+    case Kind::stale_plan: {
+      // A coordinator that was taken for dead tells a node of the epoch that it still believes in.
+      auto& host = any_host();
+      const auto known = plans_told_.find(host.name);
+      if (!host.node || host.process->paused || known == plans_told_.end() || known->second.size() < 2) return;
+      auto order = known->second[random.below(known->second.size() - 1)];
+      // A node that was started again knows of no epoch yet.
+      if (!coordinator_ || order.epoch >= host.node->epoch()) return;
+      count(kind);
+      order.coordinator = coordinator_actor_;
+      caf::anon_send(world_.wire(launcher_, host.node->actor()), order);
+      break;
+    }
     case Kind::deadline:
     case Kind::count: break;
   }
@@ -550,7 +566,7 @@ void Simulation::plan_faults() {
       count(kind);
       continue;
     }
-    const auto times = 1 + random.below(3);
+    const auto times = 1 + random.below(kind == Kind::stale_plan ? 8 : 3);
     for (std::uint64_t i = 0; i < times; ++i) world_.at(soon(0, 5000), [this, kind] { inject(kind); });
   }
 }
@@ -597,9 +613,9 @@ void Simulation::plan_scenario(const topology::ScenarioSpec& scenario) {
       case ScenarioAction::short_write: kind = Kind::failed_sync; break;
       case ScenarioAction::torn_write: kind = Kind::coordinator_crash; break;
       case ScenarioAction::point: kind = Kind::fault_point; break;
+      case ScenarioAction::second_coordinator: kind = Kind::stale_plan; break;
       case ScenarioAction::flip_weights:
-      case ScenarioAction::flip_activations:
-      case ScenarioAction::second_coordinator: break;
+      case ScenarioAction::flip_activations: break;
     }
     if (!kind) {
       world_.trace("fault " + fault.name + " has no counterpart here");

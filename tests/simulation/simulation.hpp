@@ -29,7 +29,7 @@ namespace orrery::simulation {
 enum class Kind : std::uint8_t {
   node_crash, node_pause, coordinator_crash, coordinator_pause, control_cut, control_cut_one_way, data_cut, data_cut_one_way,
   frame_drop, frame_duplicate, frame_reorder, frame_corrupt, card_hang, card_failure, card_slow, disk_full, failed_sync,
-  client_crash, cancel, deadline, fault_point, count
+  client_crash, cancel, deadline, fault_point, stale_plan, count
 };
 const char* name_of(Kind kind);
 
