@@ -28,10 +28,6 @@ struct FreeKey {
   void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
 };
 using Key = std::unique_ptr<EVP_PKEY, FreeKey>;
-struct FreeDigest {
-  void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
-};
-using Digest = std::unique_ptr<EVP_MD_CTX, FreeDigest>;
 struct FreeBio {
   void operator()(BIO* bio) const { BIO_free(bio); }
 };
@@ -279,27 +275,6 @@ Status write_secret(const std::string& folder, const std::string& name, const st
   if (::close(file) == 0 && written) return Done{};
   ::unlink(path.c_str());
   return Error{ErrorCode::io_failed, "cannot write " + path + ": " + why};
-}
-
-Result<std::string> sign(const KeyRing& keys, std::string_view text) {
-  const auto key = read_private(keys.identity_pem);
-  const Digest context(EVP_MD_CTX_new());
-  std::array<std::byte, 64> signature{};
-  std::size_t size = signature.size();
-  if (!key || EVP_DigestSignInit(context.get(), nullptr, nullptr, nullptr, key.get()) != 1 ||
-      EVP_DigestSign(context.get(), reinterpret_cast<unsigned char*>(signature.data()), &size, characters(text.data()), text.size()) != 1 ||
-      size != signature.size())
-    return Error{ErrorCode::internal, "OpenSSL could not sign"};
-  return base64_of(signature);
-}
-
-bool is_signed(const IdentityKey& by, std::string_view text, std::string_view signature) {
-  const auto bytes = from_base64(signature, 64);
-  if (!bytes) return false;
-  const Key key(EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, characters(by.data()), by.size()));
-  const Digest context(EVP_MD_CTX_new());
-  return key && EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key.get()) == 1 &&
-         EVP_DigestVerify(context.get(), characters(bytes->data()), bytes->size(), characters(text.data()), text.size()) == 1;
 }
 
 }  // namespace orrery

@@ -83,8 +83,4 @@ Result<IdentityPair> make_identity();
 /// Writes FOLDER/NAME.secret, mode 0600. Fails with io_failed when it exists.
 Status write_secret(const std::string& folder, const std::string& name, const std::string& curve_secret, const std::string& identity_pem);
 
-/// Ed25519 over `text`; 88 characters of base64.
-Result<std::string> sign(const KeyRing& keys, std::string_view text);
-bool is_signed(const IdentityKey& by, std::string_view text, std::string_view signature);
-
 }  // namespace orrery

@@ -113,19 +113,6 @@ TEST_CASE("keys: who was revoked, or has other keys than the list says, is told 
   CHECK(contains(folder.problem(), "does not hold the two keys"));
 }
 
-TEST_CASE("keys: a signature holds for its text and its key only", "[base][keys]") {
-  const Folder folder;
-  const auto ring = read_key_ring(folder.path, "n1");
-  REQUIRE(ring.ok());
-  const auto signature = sign(ring.value(), "hello");
-  REQUIRE(signature.ok());
-  CHECK(is_signed(folder.identity.key, "hello", signature.value()));
-  CHECK_FALSE(is_signed(folder.identity.key, "hallo", signature.value()));
-  CHECK_FALSE(is_signed(make_identity().value().key, "hello", signature.value()));
-  CHECK_FALSE(is_signed(folder.identity.key, "hello", ""));
-  CHECK_FALSE(is_signed(folder.identity.key, "hello", "A" + signature.value().substr(1)));
-}
-
 TEST_CASE("security: addresses of this machine need no keys, others do", "[base][keys]") {
   for (const std::string host : {"127.0.0.1", "127.8.9.10", "localhost", "::1", "[::1]", "::ffff:127.0.0.1"}) {
     CAPTURE(host);
