@@ -25,6 +25,14 @@ CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card
       add_client_(std::move(add_client)),
       probe_(probe) {}
 
+namespace {
+CardDone over() {
+  CardDone done;
+  done.failure = Error{ErrorCode::stale_epoch, "the epoch of this order is over"};
+  return done;
+}
+}  // namespace
+
 CardRuntime::~CardRuntime() {
   cancel_all();
   stop(Duration::max());
@@ -71,6 +79,11 @@ bool CardRuntime::stop(Duration limit) {
   return true;
 }
 
+bool CardRuntime::ended() const {
+  const std::lock_guard lock(mutex_);
+  return ending_;
+}
+
 LaneWorker& CardRuntime::worker(std::uint8_t stage) {
   const std::lock_guard lock(mutex_);
   auto& worker = workers_[stage];
@@ -87,6 +100,7 @@ Result<std::shared_ptr<ProgramRunner>> CardRuntime::lane(std::uint64_t request, 
 }
 
 void CardRuntime::open_lane(const OpenLane& order, Reply reply) {
+  if (ended()) return reply(over());
   worker(order.stage).post([this, order, reply = std::move(reply)] {
     CardDone done;
     if (auto status = open_now(order); !status.ok()) done.failure = status.error();
@@ -95,6 +109,7 @@ void CardRuntime::open_lane(const OpenLane& order, Reply reply) {
 }
 
 void CardRuntime::run(const RunProgram& order, Reply reply) {
+  if (ended()) return reply(over());
   worker(order.stage).post([this, order, reply = std::move(reply)] {
     CardDone done;
     if (auto times = run_now(order, done.suspects); times.ok()) {
@@ -108,6 +123,7 @@ void CardRuntime::run(const RunProgram& order, Reply reply) {
 }
 
 void CardRuntime::close_lane(const CloseLane& order, Reply reply) {
+  if (ended()) return reply(over());
   worker(order.stage).post([this, order, reply = std::move(reply)] {
     std::shared_ptr<ProgramRunner> runner;
     {

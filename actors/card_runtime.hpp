@@ -65,6 +65,7 @@ private:
   Result<RunTimes> run_now(const RunProgram& order, std::vector<std::uint32_t>& suspects);
   Result<std::shared_ptr<ProgramRunner>> lane(std::uint64_t request, std::uint8_t stage);
   LaneWorker& worker(std::uint8_t stage);
+  bool ended() const;
 
   const std::uint32_t number_;
   std::unique_ptr<cards::Card> card_;

@@ -186,6 +186,12 @@ void CoordinatorState::check_times(Time now) {
       take_back_ = true;
       take_back_why_ = "card " + setup_.options.plan.card_name(card) + " is tried again";
     }
+  for (auto& [card, condition] : cards_)
+    if (condition.slowdown > 1 && now >= condition.slow_until) {
+      condition.slowdown = 1;
+      take_back_ = true;
+      take_back_why_ = "card " + setup_.options.plan.card_name(card) + " is given its full share again";
+    }
   std::vector<std::uint64_t> overdue, expired;
   for (const auto& [number, request] : requests_) {
     if (request.state != Request::State::closed && request.outcome == RequestOutcome::open && request.deadline && now >= *request.deadline && !request.ending)
@@ -389,6 +395,7 @@ void CoordinatorState::on_straggler(const Straggler& report) {
   const auto slowdown = condition.slowdown * report.factor;
   if (slowdown < condition.slowdown * slowdown_change) return;
   condition.slowdown = std::min(slowdown, 100.0);
+  condition.slow_until = setup_.clock->now() + retry_max;
   auto changed = setup_.options.plan_without(lost_cards(), slow_cards());
   if (!changed.ok() || changed.value().digest() == plan_.digest()) return;
   auto& entry = incident("card " + plan_.card_name(report.card) + " takes " + std::to_string(condition.slowdown).substr(0, 4) + " times as long as the others");

@@ -98,6 +98,7 @@ private:
     std::deque<Time> failures;     // Within restarts_within.
     bool quarantined = false;
     double slowdown = 1;
+    Time slow_until{};  // Then it is tried at its full share again.
     std::string why;
   };
   struct Request {

@@ -59,7 +59,11 @@ void NodeActorState::start(caf::stateful_actor<NodeActorState>* self, NodeActorS
 void NodeActorState::stop_children() {
   for (const auto& stage : stages_) self_->send_exit(stage, caf::exit_reason::user_shutdown);
   stages_.clear();
-  for (const auto& [number, card] : cards_) self_->send_exit(card, caf::exit_reason::user_shutdown);
+  for (const auto& [number, card] : cards_) {
+    self_->monitor(card);
+    ending_.push_back(card.address());
+    self_->send_exit(card, caf::exit_reason::user_shutdown);
+  }
   cards_.clear();
 }
 
@@ -110,7 +114,9 @@ void NodeActorState::on_rejoin(const Rejoin& order) {
 
 void NodeActorState::on_down(const caf::down_msg& down) {
   // Cards go on with the step at hand: the coordinator may be back before it ends.
-  if (coordinator_ && down.source == coordinator_.address()) seek();
+  if (coordinator_ && down.source == coordinator_.address()) return seek();
+  std::erase(ending_, down.source);
+  if (load_due_ && ending_.empty()) start_load();
 }
 
 void NodeActorState::on_ping(const Ping& ping) {
@@ -147,6 +153,14 @@ caf::response_promise NodeActorState::on_load(const LoadPlan& order) {
   loading_epoch_ = order.epoch;
   order_ = order;
   load_promises_[order.epoch] = promise;
+  load_due_ = true;
+  if (ending_.empty()) start_load();
+  return promise;
+}
+
+void NodeActorState::start_load() {
+  load_due_ = false;
+  const auto order = order_;
   const auto self = caf::actor_cast<caf::actor>(self_);
   auto told = std::make_shared<std::optional<Time>>();
   const auto progress = [order, told, backend = setup_.backend, name = setup_.name](std::uint64_t done, std::uint64_t total) {
@@ -168,7 +182,6 @@ caf::response_promise NodeActorState::on_load(const LoadPlan& order) {
       finished.result.failure = loaded.error();
     caf::anon_send(self, finished);
   });
-  return promise;
 }
 
 void NodeActorState::on_loaded(const LoadFinished& finished) {

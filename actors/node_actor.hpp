@@ -57,6 +57,7 @@ private:
   void seek();
   void end(const std::string& reason, Failure failure, bool stuck = false);
   void stop_children();
+  void start_load();
   void answer_spawn(std::uint64_t ticket);
   Result<caf::actor> spawn_stage(const Spawning& spawning);
 
@@ -72,6 +73,8 @@ private:
   std::map<std::uint64_t, Spawning> spawning_;
   std::uint64_t next_ticket_ = 1;
   std::vector<caf::actor> stages_;
+  std::vector<caf::actor_addr> ending_;  // Card actors of the epoch before; they may still use their cards.
+  bool load_due_ = false;                // When these have ended.
 };
 
 caf::behavior node_actor(caf::stateful_actor<NodeActorState>* self, NodeActorSetup setup);

@@ -203,6 +203,9 @@ public:
       }
       monitor_ = monitor_of(router_, failed_handshakes);
       set_common(router_);
+      // Channels bound what is on the way. A limit here would let libzmq 4.3 stop reading, and a process that was stopped
+      // itself and goes on then finds heartbeats behind it, of a peer that has closed: an assertion (!_io_error) ends it.
+      router_.set(zmq::sockopt::rcvhwm, 0);
       router_.set(zmq::sockopt::router_mandatory, true);
       router_.set(zmq::sockopt::router_handover, true);  // A restarted peer takes its own place.
       router_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(options_.payload_bytes_max));
@@ -328,9 +331,9 @@ private:
     socket.set(zmq::sockopt::sndhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::rcvhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::handshake_ivl, 2000);
-    // Not ZMQ_HEARTBEAT: a process that was stopped and goes on finds heartbeats of a peer that has closed meanwhile, and
-    // libzmq 4.3 then ends it (assertion !_io_error). Channels probe their peers; TCP drops what nobody acknowledges.
-    socket.set(zmq::sockopt::tcp_maxrt, 5000);
+    socket.set(zmq::sockopt::heartbeat_ivl, 300);
+    socket.set(zmq::sockopt::heartbeat_timeout, 1500);
+    socket.set(zmq::sockopt::heartbeat_ttl, 1500);
   }
 
   void ring() const {
