@@ -68,7 +68,6 @@ struct Client::State {
   std::string host;
   std::uint16_t port = 0;
   caf::actor coordinator;
-  std::string data_host = "127.0.0.1";
 
   template <class Answer, class Question>
   Result<Answer> ask(const Question& question, const std::string& doing, Duration limit = answer_timeout) {
@@ -263,7 +262,9 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
   if (!facts.failure.ok()) return facts.failure.error();
   SteadyClock clock;
   Fetch fetch(asked, noise, handlers);
-  ORRERY_TRY_DONE(fetch.open(facts.cluster_id, state_->data_host, state_->control->state().config.security));
+  // Where the nodes reach us: from where we reach the coordinator.
+  ORRERY_TRY(data_host, own_address_towards(state_->host, state_->port));
+  ORRERY_TRY_DONE(fetch.open(facts.cluster_id, data_host, state_->control->state().config.security));
   const auto& board = fetch.board();
   auto& system = state_->control->state().system;
   struct Ending {

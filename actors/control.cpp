@@ -205,6 +205,36 @@ Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor
   return taken;
 }
 
+Result<std::string> own_address_towards(const std::string& host, std::uint16_t port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  std::string why = "no address";
+  std::string own, own_of_six;
+  if (const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found); status != 0) why = ::gai_strerror(status);
+  for (const auto* each = found; each != nullptr; each = each->ai_next) {
+    const int socket = ::socket(each->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    char text[NI_MAXHOST];
+    // To connect a datagram socket chooses the route, no more.
+    if (socket < 0 || ::connect(socket, each->ai_addr, each->ai_addrlen) != 0 ||
+        ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0 ||
+        ::getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, text, sizeof text, nullptr, 0, NI_NUMERICHOST) != 0)
+      why = std::strerror(errno);
+    else if (each->ai_family == AF_INET6)
+      own_of_six = "[" + std::string(text) + "]";
+    else if (own.empty())
+      own = text;
+    if (socket >= 0) ::close(socket);
+  }
+  if (found != nullptr) ::freeaddrinfo(found);
+  // `localhost` is both; most listen at the older.
+  if (own.empty()) own = own_of_six;
+  if (own.empty()) return Error{ErrorCode::unreachable, "no way leads to " + host + ": " + why};
+  return own;
+}
+
 Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout) {
   // Not middleman().remote_actor: that blocks for minutes on a host that swallows packets, holds up every other connect
   // of the process meanwhile, and waits for ever for a program that accepts and says nothing. Nor a trial connection

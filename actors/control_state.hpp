@@ -37,6 +37,10 @@ Result<std::uint16_t> publish(caf::actor_system& system, const caf::actor& actor
 /// `timeout` at most. Blocks: not for actors' threads.
 Result<caf::actor> connect(caf::actor_system& system, const std::string& host, std::uint16_t port, Duration timeout);
 
+/// The address of this machine that packets to `host` leave from, as it stands in a tcp:// address: where whoever lives
+/// there, or further on that way, reaches us. Sends nothing. Fails with unreachable.
+Result<std::string> own_address_towards(const std::string& host, std::uint16_t port);
+
 /// Asks an actor to end and waits until it has (a few seconds at most), so that what it uses may go.
 void end_actor(caf::actor_system& system, caf::actor actor);
 

@@ -7,7 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "actors/client.hpp"
+#include "launch/connect.hpp"
 #include "launch/registry.hpp"
 #include "launch/verb.hpp"
 
@@ -33,15 +33,12 @@ Result<int> run_down(const DownArguments& arguments, const VerbContext& context)
   };
   // By message if it listens; by signal when it does not answer.
   bool told = false;
-  if (auto address = actors::parse_address(cluster.address); address.ok()) {
-    actors::Control control;
-    if (auto client = actors::Client::connect(control, address.value().host, address.value().port); client.ok()) {
-      told = client.value()->shut_down("orrery down").ok();
-      // The message leaves with the connection; give it the time to.
-      if (told && gone(std::min(arguments.grace, 2.0))) {
-        if (!context.quiet()) ORRERY_TRY_DONE(write_out("cluster " + cluster.name + " is down\n"));
-        return 0;
-      }
+  if (auto client = connect_to(cluster.address, cluster.security); client.ok()) {
+    told = client.value()->shut_down("orrery down").ok();
+    // The message leaves with the connection; give it the time to.
+    if (told && gone(std::min(arguments.grace, 2.0))) {
+      if (!context.quiet()) ORRERY_TRY_DONE(write_out("cluster " + cluster.name + " is down\n"));
+      return 0;
     }
   }
   if (!told || !gone(arguments.grace)) {

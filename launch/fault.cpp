@@ -18,6 +18,7 @@
 #include "launch/fault_run.hpp"
 #include "launch/fault_submit.hpp"
 #include "launch/paths.hpp"
+#include "launch/security.hpp"
 #include "launch/verb.hpp"
 #include "topology/config_set.hpp"
 
@@ -107,14 +108,13 @@ Result<int> replay(const std::string& path, RunArguments arguments, const VerbCo
 // ---- one fault in a running cluster ---------------------------------------------------------------------------
 
 struct InjectArguments {
-  std::string cluster;
+  ConnectArguments connect;
   FaultWords words;
 };
 
 Result<int> inject(const InjectArguments& arguments) {
   ORRERY_TRY(told, order_from_words(arguments.words));
-  actors::Control control;
-  ORRERY_TRY(client, connect_to(control, arguments.cluster));
+  ORRERY_TRY(client, connect_to(arguments.connect));
   ORRERY_TRY_DONE(client->inject_fault(told.node, actors::json_of(told.order).dump()));
   const bool now = told.order.event == actors::FaultEvent::now;
   ORRERY_TRY_DONE(write_out("fault '" + told.order.name + "' " + (now ? "was injected" : "is armed") + "; end it with `orrery fault heal " +
@@ -137,9 +137,8 @@ std::string rows_of(const Json& answers) {
   return text;
 }
 
-Result<int> list(const std::string& cluster, OutputFormat format) {
-  actors::Control control;
-  ORRERY_TRY(client, connect_to(control, cluster));
+Result<int> list(const ConnectArguments& cluster, OutputFormat format) {
+  ORRERY_TRY(client, connect_to(cluster));
   ORRERY_TRY(answer, client->list_faults(""));
   ORRERY_TRY(json, parse_json(answer, "the coordinator's answer"));
   if (format == OutputFormat::json) {
@@ -152,9 +151,8 @@ Result<int> list(const std::string& cluster, OutputFormat format) {
   return 0;
 }
 
-Result<int> heal(const std::string& cluster, const std::string& name) {
-  actors::Control control;
-  ORRERY_TRY(client, connect_to(control, cluster));
+Result<int> heal(const ConnectArguments& cluster, const std::string& name) {
+  ORRERY_TRY(client, connect_to(cluster));
   ORRERY_TRY_DONE(client->heal_faults("", name));
   ORRERY_TRY_DONE(write_out(name.empty() ? std::string("all faults are healed\n") : "fault '" + name + "' is healed\n"));
   return 0;
@@ -166,8 +164,9 @@ void add_report_options(CLI::App& verb, RunArguments& arguments) {
   verb.add_option("--history", arguments.history, "Write what was drawn and seen, for `orrery fault replay`")->type_name("FILE");
 }
 
-CLI::Option* add_cluster_option(CLI::App& verb, std::string& cluster) {
-  return verb.add_option("--connect", cluster, "Name or HOST:PORT of the cluster; may be left out when only one runs here")->type_name("CLUSTER");
+void add_connect_options(CLI::App& verb, ConnectArguments& connect) {
+  verb.add_option("--connect", connect.cluster, "Name or HOST:PORT of the cluster; may be left out when only one runs here")->type_name("CLUSTER");
+  add_security_options(verb, connect.security);
 }
 
 }  // namespace
@@ -209,22 +208,22 @@ void add_fault(CLI::App& app, VerbContext& context) {
   one->add_option("--block", words.block, "Block of the model, from 0")->type_name("N");
   one->add_option("--seed", words.seed, "Of all chance in it")->type_name("N");
   one->add_flag("--one-way", words.one_way, "Links: only what goes from the first node to the second");
-  add_cluster_option(*one, inject_arguments->cluster);
+  add_connect_options(*one, inject_arguments->connect);
   one->callback([inject_arguments, &context] { context.run = [inject_arguments] { return inject(*inject_arguments); }; });
   set_examples(*one, {"orrery fault inject slow n1:0 factor=4 --for 10s", "orrery fault inject cut n1/n2 --one-way",
                       "orrery fault inject kill n2 --event step_end --step 5"});
 
-  auto listed = std::make_shared<std::pair<std::string, OutputFormat>>("", OutputFormat::table);
+  auto listed = std::make_shared<std::pair<ConnectArguments, OutputFormat>>(ConnectArguments{}, OutputFormat::table);
   auto* all = verb->add_subcommand("list", "Faults that are armed, active or healed");
-  add_cluster_option(*all, listed->first);
+  add_connect_options(*all, listed->first);
   add_output_option(*all, listed->second, {OutputFormat::table, OutputFormat::json});
   all->callback([listed, &context] { context.run = [listed] { return list(listed->first, listed->second); }; });
   set_examples(*all, {"orrery fault list"});
 
-  auto healed = std::make_shared<std::pair<std::string, std::string>>();
+  auto healed = std::make_shared<std::pair<ConnectArguments, std::string>>();
   auto* end = verb->add_subcommand("heal", "Ends a fault, or all of them");
   end->add_option("name", healed->second, "Which one; default: all")->type_name("NAME");
-  add_cluster_option(*end, healed->first);
+  add_connect_options(*end, healed->first);
   end->callback([healed, &context] { context.run = [healed] { return heal(healed->first, healed->second); }; });
   set_examples(*end, {"orrery fault heal slow-n1:0", "orrery fault heal"});
 
@@ -232,6 +231,7 @@ void add_fault(CLI::App& app, VerbContext& context) {
   auto submitted = std::make_shared<SubmitArguments>();
   auto* submit = verb->add_subcommand("submit", "One request of a scenario, told as JSON lines")->group("");
   submit->add_option("--connect", submitted->address)->required();
+  add_security_options(*submit, submitted->security);
   submit->add_option("--id", submitted->id)->required();
   submit->add_option("--request", submitted->request)->required();
   submit->add_option("--patience", submitted->patience_seconds);

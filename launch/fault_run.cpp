@@ -26,6 +26,7 @@
 #include "launch/fault_submit.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
+#include "launch/security.hpp"
 #include "launch/state_folder.hpp"
 
 namespace orrery::launch {
@@ -296,7 +297,10 @@ private:
     }
     ORRERY_TRY(where, actors::parse_address(address_));
     where_ = where;
-    control_.emplace();
+    actors::ControlOptions control;
+    ORRERY_TRY(security, security_of(planned_.resolved.cluster.security, "client"));
+    control.security = security;
+    control_.emplace(control);
     observer_.emplace(*control_, where_);
     return Done{};
   }
@@ -382,6 +386,8 @@ private:
     spec.arguments = {program, "fault", "submit", "--connect", address_, "--id", request.record.id, "--request",
                       submit_request_json(scenario_.workload.request, scenario_.workload.request.seed + index), "--patience",
                       std::to_string(scenario_.timeout)};
+    const auto keys = words_of(planned_.resolved.cluster.security);
+    spec.arguments.insert(spec.arguments.end(), keys.begin(), keys.end());
     spec.log_file = request.log;
     ORRERY_TRY(process, Process::start(spec));
     request.process.emplace(std::move(process));

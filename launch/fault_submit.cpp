@@ -7,6 +7,7 @@
 #include "base/clock.hpp"
 #include "base/digest.hpp"
 #include "base/json.hpp"
+#include "launch/security.hpp"
 #include "launch/verb.hpp"
 #include "topology/model_spec.hpp"
 
@@ -70,7 +71,10 @@ Result<int> run_submit(const SubmitArguments& arguments) {
   ORRERY_TRY(where, actors::parse_address(arguments.address));
   const SteadyClock clock;
   const auto until = clock.now() + Duration(static_cast<std::int64_t>(arguments.patience_seconds * 1e9));
-  actors::Control control;
+  actors::ControlOptions control_options;
+  ORRERY_TRY(security, security_of(arguments.security, "client"));
+  control_options.security = security;
+  actors::Control control(control_options);
   std::optional<actors::RequestSpec> spec;
   for (;;) {
     const auto attempt = [&]() -> Status {

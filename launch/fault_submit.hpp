@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/result.hpp"
+#include "topology/cluster_spec.hpp"
 #include "topology/scenario_spec.hpp"
 
 namespace orrery::launch {
@@ -19,6 +20,7 @@ struct SubmitArguments {
   std::string address, id;
   std::string request;  // submit_request_json
   double patience_seconds = 60;
+  topology::SecuritySpec security = {};
 };
 
 /// What is asked for, as one word of a command line.

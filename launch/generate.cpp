@@ -17,6 +17,8 @@
 #include "launch/local_cluster.hpp"
 #include "launch/paths.hpp"
 #include "launch/progress.hpp"
+#include "launch/registry.hpp"
+#include "launch/security.hpp"
 #include "launch/sidecar.hpp"
 #include "launch/verb.hpp"
 #include "launch/video_sink.hpp"
@@ -27,7 +29,8 @@ namespace {
 
 struct GenerateArguments {
   ClusterArguments cluster;
-  std::string prompt, connect, size, output = "video.mp4", noise, save_tensors;
+  ConnectArguments connect;
+  std::string prompt, size, output = "video.mp4", noise, save_tensors;
   std::optional<std::string> negative_prompt;
   std::optional<std::uint32_t> frames, steps, max_text_tokens;
   std::optional<double> guidance, fps;
@@ -294,14 +297,16 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     return result;
   };
 
-  if (!arguments.connect.empty() || (arguments.cluster.config.files.empty() && arguments.cluster.model_folder.empty())) {
+  if (!arguments.connect.cluster.empty() || (arguments.cluster.config.files.empty() && arguments.cluster.model_folder.empty())) {
     ORRERY_TRY(running, running_clusters());
-    if (!arguments.connect.empty() || !running.empty()) {
-      actors::Control control;
-      ORRERY_TRY(client, connect_to(control, arguments.connect));
-      return ended(generate_on(*client, arguments, files, context, signals, progress, clock, nullptr));
+    if (!arguments.connect.cluster.empty() || !running.empty()) {
+      ORRERY_TRY(client, connect_to(arguments.connect));
+      return ended(generate_on(*client.client, arguments, files, context, signals, progress, clock, nullptr));
     }
   }
+  if (arguments.connect.security.tls == topology::TlsUse::always || arguments.connect.security.insecure)
+    return Error{ErrorCode::usage, "--tls and --insecure are for a cluster that runs already, and none was named",
+                 "name it with --connect, or write `security:` into the cluster file"};
   if (arguments.cluster.config.files.empty()) {
     arguments.cluster.config.files = {resolve_config_path("clusters/laptop.yaml")};
     if (arguments.cluster.model_folder.empty()) arguments.cluster.config.files.push_back(resolve_config_path("models/cosmos-tiny.yaml"));
@@ -341,10 +346,11 @@ void add_generate(CLI::App& app, VerbContext& context) {
   verb->add_option("prompt", a.prompt, "What the video should show")->required()->type_name("PROMPT");
   add_config_options(*verb, a.cluster.config, false);
   verb->add_option("--deployment", a.cluster.deployment, "Which deployment, when the files hold several")->type_name("NAME");
-  auto* connect = verb->add_option("--connect", a.connect, "A running cluster: HOST:PORT or a name")->type_name("CLUSTER");
+  auto* connect = verb->add_option("--connect", a.connect.cluster, "A running cluster: HOST:PORT or a name")->type_name("CLUSTER");
   connect->excludes("--file");
   auto* model = verb->add_option("--model", a.cluster.model_folder, "A model folder, or a Model YAML file")->type_name("FOLDER|FILE");
   connect->excludes(model);
+  add_security_options(*verb, a.connect.security);
   verb->add_option("--dtype", a.cluster.dtype, "Type of weights and activations in place of the model file's")->type_name("DTYPE")->check(CLI::IsMember({"float32", "bfloat16"}));
   verb->add_option("--size", a.size, "Frame size; default: the model's")->type_name("WIDTHxHEIGHT");
   verb->add_option("--frames", a.frames, "Number of frames, 8k+1; default: the model's")->type_name("N");

@@ -12,6 +12,7 @@
 
 #include "base/file.hpp"
 #include "base/json.hpp"
+#include "launch/security.hpp"
 #include "launch/state_folder.hpp"
 
 namespace orrery::launch {
@@ -56,6 +57,9 @@ Result<std::vector<RunningCluster>> running_clusters() {
       cluster.name = json.value().value("name", "");
       cluster.address = json.value().value("address", "");
       cluster.pid = json.value().value("pid", 0);
+      cluster.security.keys = json.value().value("keys", "");
+      cluster.security.tls = json.value().value("tls", "") == "always" ? topology::TlsUse::always : topology::TlsUse::automatic;
+      cluster.security.insecure = json.value().value("insecure", false);
     }
     if (is_alive(cluster.pid))
       clusters.push_back(std::move(cluster));
@@ -92,6 +96,9 @@ Result<Registration> Registration::create(const RunningCluster& cluster) {
   json["name"] = cluster.name;
   json["address"] = cluster.address;
   json["pid"] = cluster.pid;
+  json["keys"] = absolute_keys(cluster.security.keys);  // Others look from other folders.
+  json["tls"] = cluster.security.tls == topology::TlsUse::always ? "always" : "auto";
+  json["insecure"] = cluster.security.insecure;
   ORRERY_TRY(file, AtomicFile::create(path));
   ORRERY_TRY_DONE(file.write(json.dump() + "\n"));
   ORRERY_TRY_DONE(file.commit());

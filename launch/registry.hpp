@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "topology/cluster_spec.hpp"
 
 namespace orrery::launch {
 
@@ -15,6 +16,7 @@ struct RunningCluster {
   std::string name;
   std::string address;  // Of the coordinator.
   int pid = 0;
+  topology::SecuritySpec security = {};  // Of its cluster file: whoever finds it here needs no flags.
 };
 
 /// XDG_RUNTIME_DIR/orrery, else /tmp/orrery-UID; made (mode 0700) if missing. Fails with io_failed when it belongs to

@@ -23,15 +23,18 @@ void add_security_options(CLI::App& verb, topology::SecuritySpec& security) {
 
 std::vector<std::string> words_of(const topology::SecuritySpec& security) {
   std::vector<std::string> words;
-  if (!security.keys.empty()) {
-    // Children may run in another folder.
-    std::error_code failed;
-    const auto path = std::filesystem::absolute(security.keys, failed);
-    words = {"--keys", failed ? security.keys : path.lexically_normal().string()};
-  }
+  // Children may run in another folder.
+  if (!security.keys.empty()) words = {"--keys", absolute_keys(security.keys)};
   if (security.tls == topology::TlsUse::always) words.insert(words.end(), {"--tls", "always"});
   if (security.insecure) words.emplace_back("--insecure");
   return words;
+}
+
+std::string absolute_keys(const std::string& folder) {
+  if (folder.empty()) return folder;
+  std::error_code failed;
+  const auto path = std::filesystem::absolute(folder, failed);
+  return failed ? folder : path.lexically_normal().string();
 }
 
 Result<Security> security_of(const topology::SecuritySpec& spec, const std::string& name) {

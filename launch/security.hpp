@@ -17,6 +17,9 @@ void add_security_options(CLI::App& verb, topology::SecuritySpec& security);
 /// The same as the words of a command line.
 std::vector<std::string> words_of(const topology::SecuritySpec& security);
 
+/// The folder as other working folders name it; empty stays empty.
+std::string absolute_keys(const std::string& folder);
+
 /// Reads the keys of `name` ("coordinator", "client", a node's). Fails as read_key_ring does.
 Result<Security> security_of(const topology::SecuritySpec& security, const std::string& name);
 

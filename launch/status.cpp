@@ -12,13 +12,14 @@
 #include "base/json.hpp"
 #include "base/units.hpp"
 #include "launch/connect.hpp"
+#include "launch/security.hpp"
 #include "launch/verb.hpp"
 
 namespace orrery::launch {
 namespace {
 
 struct StatusArguments {
-  std::string cluster;
+  ConnectArguments connect;
   OutputFormat format = OutputFormat::table;
 };
 
@@ -124,8 +125,7 @@ std::string table_of(const Json& status) {
 }
 
 Result<int> run_status(const StatusArguments& arguments) {
-  actors::Control control;
-  ORRERY_TRY(client, connect_to(control, arguments.cluster));
+  ORRERY_TRY(client, connect_to(arguments.connect));
   ORRERY_TRY(text, client->status());
   ORRERY_TRY(status, parse_json(text, "the coordinator's answer"));
   if (arguments.format == OutputFormat::json)
@@ -140,10 +140,11 @@ Result<int> run_status(const StatusArguments& arguments) {
 void add_status(CLI::App& app, VerbContext& context) {
   auto* verb = app.add_subcommand("status", "Nodes, cards, requests and incidents of a running cluster");
   auto arguments = std::make_shared<StatusArguments>();
-  verb->add_option("cluster", arguments->cluster, "Name or HOST:PORT; may be left out when only one runs here")->type_name("CLUSTER");
+  verb->add_option("cluster", arguments->connect.cluster, "Name or HOST:PORT; may be left out when only one runs here")->type_name("CLUSTER");
+  add_security_options(*verb, arguments->connect.security);
   add_output_option(*verb, arguments->format, {OutputFormat::table, OutputFormat::json});
   verb->callback([arguments, &context] { context.run = [arguments] { return run_status(*arguments); }; });
-  set_examples(*verb, {"orrery status", "orrery status 10.0.0.1:7700 -o json"});
+  set_examples(*verb, {"orrery status", "orrery status 10.0.0.1:7700 --keys /etc/orrery/keys -o json"});
 }
 
 }  // namespace orrery::launch

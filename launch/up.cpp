@@ -56,7 +56,7 @@ Result<int> stay_up(const UpArguments& arguments, const VerbContext& context) {
     progress.on_event(load_event(planned.resolved.model.name, done, total));
   };
   ORRERY_TRY(cluster, LocalCluster::start(planned, arguments.cluster, options, signals));
-  auto registered = Registration::create({name, cluster->address(), static_cast<int>(::getpid())});
+  auto registered = Registration::create({name, cluster->address(), static_cast<int>(::getpid()), planned.resolved.cluster.security});
   if (!registered.ok()) return registered.error();
   progress.finish();
   if (!context.quiet())
