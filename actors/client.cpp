@@ -258,9 +258,22 @@ private:
 
 Result<std::string> Client::generate(const std::string& id, const RequestSpec& asked, const std::optional<TensorView>& noise,
                                      const ClientHandlers& handlers, Duration patience) {
-  ORRERY_TRY(facts, state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator"));
-  if (!facts.failure.ok()) return facts.failure.error();
   SteadyClock clock;
+  const auto asked_at = clock.now();
+  auto answer = state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator");
+  // It may be away for a moment.
+  while (!answer.ok() && clock.now() - asked_at < patience && !(handlers.interrupted && handlers.interrupted())) {
+    auto again = actors::connect(state_->control->state().system, state_->host, state_->port, std::chrono::seconds(1));
+    if (again.ok()) {
+      state_->coordinator = std::move(again).value();
+      answer = state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator");
+    } else {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  }
+  if (!answer.ok()) return answer.error();
+  const auto facts = std::move(answer).value();
+  if (!facts.failure.ok()) return facts.failure.error();
   Fetch fetch(asked, noise, handlers);
   // Where the nodes reach us: from where we reach the coordinator.
   ORRERY_TRY(data_host, own_address_towards(state_->host, state_->port));

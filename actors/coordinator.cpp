@@ -22,6 +22,8 @@ namespace {
 constexpr Duration rejoin_grace = std::chrono::milliseconds(1200);
 // An attempt that failed for no known reason: what killed it will have been noticed by then.
 constexpr Duration cause_grace = std::chrono::milliseconds(1000);
+// A node that loads tells each piece of a weight that it has read.
+constexpr Duration load_patience = std::chrono::seconds(10);
 // A card or link that failed although its process lives is tried again after this, doubling.
 constexpr Duration retry_first = std::chrono::seconds(2);
 constexpr Duration retry_max = std::chrono::seconds(60);
@@ -156,6 +158,18 @@ void CoordinatorState::on_tick() {
     unwritten_.pop_front();
   }
   journal_incidents();
+  // A card that hangs while it loads: its node lives, and nothing comes of it.
+  if (phase_ == Coordinator::Phase::loading && was_ready_)
+    for (const auto& [which, node] : nodes_) {
+      if (!in_epoch(node) || node.loaded_epoch == epoch_ || now - node.progress_at < load_patience) continue;
+      const auto why = "node " + which + " has not gone on with its plan for " + std::to_string(load_patience / std::chrono::seconds(1)) + " s";
+      auto& entry = incident(why);
+      entry.node = which;
+      entry.detected = seconds_of(now - node.progress_at);
+      leave_out(which, why);
+      replan(why);
+      break;
+    }
   // After a restart: whoever has not come back by now is not waited for.
   const bool some = std::any_of(nodes_.begin(), nodes_.end(), [](const auto& each) { return each.second.usable(); });
   if (phase_ == Coordinator::Phase::waiting && was_ready_ && some && now - started_ > rejoin_grace) first_epoch();
@@ -553,6 +567,7 @@ void CoordinatorState::load_all() {
   for (auto& [node_name, node] : nodes_) {
     if (!in_epoch(node)) continue;
     node.bytes_done = node.bytes_total = 0;
+    node.progress_at = setup_.clock->now();
     self_->request(node.hello.node, caf::infinite, order)
         .then([this, which = node_name, epoch = epoch_](const PlanLoaded& loaded) { on_loaded(which, epoch, loaded); },
               [](const caf::error&) {});  // The node is gone; its monitor says so.
@@ -595,6 +610,7 @@ void CoordinatorState::on_loaded(const std::string& which, std::uint64_t epoch, 
 void CoordinatorState::on_load_progress(const LoadProgress& progress) {
   const auto found = nodes_.find(progress.node);
   if (found == nodes_.end()) return;
+  if (progress.bytes_done != found->second.bytes_done) found->second.progress_at = setup_.clock->now();
   found->second.bytes_done = progress.bytes_done;
   found->second.bytes_total = progress.bytes_total;
 }
@@ -918,7 +934,6 @@ void CoordinatorState::start_attempt(Request& request) {
     const bool embeds = prompt.first != nullptr && (request.spec.guidance <= 1 || negative.first == prompt.first);
     if (latents.first != nullptr) {
       run.latents_keeper = first_keeper_endpoint + latents.first->hello.peer;
-      run.latents_node = {latents.first->hello.node};
     }
     if (latents.first != nullptr && latents.second.step >= request.spec.steps) {
       attempt.at = decoder;
@@ -928,13 +943,11 @@ void CoordinatorState::start_attempt(Request& request) {
       run.prompt_rows = prompt.second.rows;
       run.negative_rows = request.spec.guidance > 1 ? negative.second.rows : 0;
       run.embeds_keeper = first_keeper_endpoint + prompt.first->hello.peer;
-      run.embeds_node = {prompt.first->hello.node};
       if (latents.first != nullptr) resume_step = latents.second.step;
       run.resume_step = resume_step;
     }
     if (attempt.at == 0 || resume_step == 0) {
       run.latents_keeper = 0;
-      run.latents_node.clear();
     }
   }
   if (request.interruptions > 0 && !incidents_.empty() && request.outcome == RequestOutcome::open) {

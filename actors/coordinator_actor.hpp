@@ -86,6 +86,7 @@ private:
     Time last_heard{};
     std::uint64_t ordered_epoch = 0, loaded_epoch = 0;
     std::uint64_t bytes_done = 0, bytes_total = 0;
+    Time progress_at{};  // While it loads: when it last told of a byte.
     std::string numerics;
     std::vector<KeptItem> kept;
     // Lives, but a neighbour does not hear it, or it cannot load: planned with again from `retry_at` on.

@@ -474,16 +474,14 @@ struct StageRun {
   std::uint32_t prompt_rows = 0, negative_rows = 0;  // Known after the text encoder.
   caf::actor listener;
   std::vector<std::uint32_t> keepers;  // Endpoints that get a copy of embeddings and latents.
-  // To go on after a failure: the keeper (endpoint, and its node's actor) that has the inputs; none: they come from the
-  // stage before.
+  // To go on after a failure: the keeper (endpoint) that has the inputs; 0: they come from the stage before.
   std::uint32_t resume_step = 0;  // Denoiser: steps that are done already.
   std::uint32_t embeds_keeper = 0, latents_keeper = 0;
-  std::vector<caf::actor> embeds_node, latents_node;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, StageRun& x) {
   return f(x.request, x.spec, x.client_endpoint, x.client_data_address, x.prompt_rows, x.negative_rows, x.listener, x.keepers,
-           x.resume_step, x.embeds_keeper, x.latents_keeper, x.embeds_node, x.latents_node);
+           x.resume_step, x.embeds_keeper, x.latents_keeper);
 }
 struct StageDone {
   Failure failure;

@@ -230,7 +230,10 @@ caf::response_promise NodeActorState::on_spawn_stage(const SpawnStage& order) {
     if (stage.kind == kind && kind != StageKind::text_guardrail && kind != StageKind::video_guardrail)
       for (const auto& group : stage.groups)
         for (const auto& rank : group.ranks) spawning.wanted.push_back(rank.card);
-  // Cards of other nodes: connect directly, so that steps do not pass through the coordinator.
+  // Cards and keepers of other nodes: connect directly, so that steps do not pass through the coordinator.
+  if (kind == StageKind::denoiser || kind == StageKind::decoder)
+    for (const auto& peer : order_.peers)
+      if (peer.name != setup_.name) spawning.peers.push_back(peer);
   for (const auto number : spawning.wanted) {
     if (const auto found = cards_.find(number); found != cards_.end()) {
       spawning.cards[number] = found->second;
@@ -264,6 +267,7 @@ void NodeActorState::on_nodes_found(const NodesFound& found) {
   auto& spawning = entry->second;
   spawning.failure = found.failure;
   if (!found.failure.ok()) return answer_spawn(found.ticket);
+  spawning.nodes = found.nodes;
   const auto answered = [this, ticket = found.ticket](std::uint32_t card, const CardHandle& handle) {
     const auto at = spawning_.find(ticket);
     if (at == spawning_.end()) return;
@@ -278,6 +282,7 @@ void NodeActorState::on_nodes_found(const NodesFound& found) {
   const auto& plan = setup_.backend->plan();
   for (const auto number : spawning.wanted)
     if (!spawning.cards.contains(number)) ++spawning.answers_due;
+  if (spawning.answers_due == 0) return answer_spawn(found.ticket);
   for (const auto number : spawning.wanted) {
     if (spawning.cards.contains(number)) continue;
     for (std::size_t i = 0; i < spawning.peers.size(); ++i) {
@@ -306,6 +311,9 @@ Result<caf::actor> NodeActorState::spawn_stage(const Spawning& spawning) {
   setup.model = setup_.backend->model();
   setup.queue_max = order_.queue_max;
   setup.coordinator = order_.coordinator;
+  for (std::size_t i = 0; i < spawning.nodes.size(); ++i) setup.nodes[spawning.peers[i].peer] = spawning.nodes[i];
+  for (const auto& peer : order_.peers)
+    if (peer.name == setup_.name) setup.nodes[peer.peer] = caf::actor_cast<caf::actor>(self_);
   setup.command_deadline = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(order_.collective_deadline_seconds));
   setup.straggler_factor = order_.straggler_factor;
   setup.straggler_steps = order_.straggler_steps;

@@ -47,7 +47,8 @@ private:
     caf::response_promise promise;
     std::vector<std::uint32_t> wanted;            // Cards, in the order of the plan's groups and ranks.
     std::map<std::uint32_t, caf::actor> cards;    // Those that were found.
-    std::vector<PeerAddress> peers;               // Of the others.
+    std::vector<PeerAddress> peers;               // Nodes that the stage talks to, without this one.
+    std::vector<caf::actor> nodes;                // Of these.
     std::size_t answers_due = 0;
     Failure failure;
   };

@@ -48,8 +48,6 @@ void advance(caf::stateful_actor<RequestState>* self) {
             now.run.negative_rows = done.negative_rows;
             // Only the first stage of an attempt goes on from a keeper.
             now.run.resume_step = now.run.embeds_keeper = now.run.latents_keeper = 0;
-            now.run.embeds_node.clear();
-            now.run.latents_node.clear();
             ++now.at;
             advance(self);
           },

@@ -279,15 +279,17 @@ void StageState::watch_stragglers() {
   }
 }
 
-void StageState::fetch_kept(const std::vector<caf::actor>& node, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets, Next next) {
-  if (node.empty()) return next();
+void StageState::fetch_kept(std::uint32_t keeper, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets, Next next) {
+  if (keeper == 0) return next();
+  const auto node = setup_.nodes.find(keeper - first_keeper_endpoint);
+  if (node == setup_.nodes.end()) return fail(Error{ErrorCode::peer_lost, "the node that keeps a restart point is not known"});
   SendKept order;
   order.request = work_->order.request;
   order.edge = static_cast<std::uint32_t>(edge);
   order.step = step;
   order.targets = std::move(targets);
   const auto request = order.request;
-  self_->request(node.front(), std::chrono::seconds(10), order)
+  self_->request(node->second, std::chrono::seconds(10), order)
       .then(
           [this, request, next](const KeptSent& sent) {
             if (!work_ || work_->order.request != request || !work_->failure.ok()) return;
@@ -491,7 +493,7 @@ void StageState::run_denoiser() {
     const auto& request = work_->order;
     const bool split = active_groups() > 1;
     const auto kept = [this](Edge edge, std::size_t group, Next next) {
-      fetch_kept(work_->order.embeds_node, edge, 0, cards_of(StageKind::denoiser, group), std::move(next));
+      fetch_kept(work_->order.embeds_keeper, edge, 0, cards_of(StageKind::denoiser, group), std::move(next));
     };
     const auto prepare = [this, split] {
       const auto& now = work_->order;
@@ -529,7 +531,7 @@ void StageState::load_latents() {
   std::vector<std::uint32_t> targets;
   for (std::size_t group = 0; group < active_groups(); ++group)
     for (const auto card : cards_of(StageKind::denoiser, group)) targets.push_back(card);
-  fetch_kept(order.latents_node, Edge::restart_latents, order.resume_step, targets, [this] {
+  fetch_kept(order.latents_keeper, Edge::restart_latents, order.resume_step, targets, [this] {
     const auto& now = work_->order;
     auto run = program("", 0);  // Only fills the slot, which is that of the noise.
     run.inputs.push_back(from_message("noise", Edge::restart_latents, now.resume_step, now.latents_keeper));
@@ -576,7 +578,7 @@ void StageState::run_decoder() {
     // What a keeper has are the latents after the last step.
     const auto edge = kept ? Edge::restart_latents : Edge::latents;
     const auto step = kept ? order.spec.steps : 0;
-    fetch_kept(order.latents_node, edge, step, cards_of(StageKind::decoder, 0), [this, kept, edge, step] {
+    fetch_kept(order.latents_keeper, edge, step, cards_of(StageKind::decoder, 0), [this, kept, edge, step] {
       const auto& now = work_->order;
       auto run = program("prepare", 0);
       run.inputs.push_back(from_message("latents", edge, step, kept ? now.latents_keeper : cards_of(StageKind::denoiser, 0)[0]));

@@ -31,6 +31,9 @@ struct StageSetup {
   std::uint64_t epoch = 0;
   const Clock* clock = nullptr;  // Outlives the actor.
   caf::actor coordinator;        // Hears of stragglers.
+  /// All nodes of the epoch by their number on the data plane, connected directly: a handle that came through the
+  /// coordinator dies with it. Denoiser and decoder ask them for what their keepers have.
+  std::map<std::uint32_t, caf::actor> nodes;
   Duration command_deadline = std::chrono::seconds(60);  // Until times were measured.
   double straggler_factor = 1.5;
   std::uint32_t straggler_steps = 5;
@@ -83,8 +86,8 @@ private:
   template <class Message>
   void ask_all(const std::string& what, const Message& message, Next next);
   void answered(caf::actor_id card, const CardDone& done);
-  /// Asks a keeper's node for what this stage needs to go on, then goes on.
-  void fetch_kept(const std::vector<caf::actor>& node, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets, Next next);
+  /// Asks a keeper's node for what this stage needs to go on, then goes on. No keeper (0): goes on at once.
+  void fetch_kept(std::uint32_t keeper, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets, Next next);
   std::uint32_t number_of(caf::actor_id card) const;
   std::string card_name(std::uint32_t card) const { return "card " + setup_.plan.card_name(card); }
   /// Groups that take part: all, but only the first of a denoiser without guidance.

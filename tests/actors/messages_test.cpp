@@ -88,14 +88,12 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   run.keepers = {first_keeper_endpoint + 1};
   run.resume_step = 3;
   run.latents_keeper = first_keeper_endpoint + 2;
-  run.latents_node = {actor};
   const auto run_copy = there_and_back(system, run);
   CHECK(run_copy.spec.seed == spec.seed);
   CHECK(run_copy.spec.save_tensors);
   CHECK(run_copy.negative_rows == 1);
   CHECK(run_copy.resume_step == 3);
   CHECK(run_copy.latents_keeper == first_keeper_endpoint + 2);
-  CHECK(run_copy.latents_node == std::vector<caf::actor>{actor});
 
   RunProgram program;
   program.request = 4;

@@ -276,8 +276,6 @@ caf::message World::translate(caf::message message, const ProcessPointer& from, 
   if (message.match_elements<StageRun>()) {
     auto copy = message.get_as<StageRun>(0);
     map(copy.listener);
-    map_all(copy.embeds_node);
-    map_all(copy.latents_node);
     return caf::make_message(copy);
   }
   return message;
