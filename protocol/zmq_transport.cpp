@@ -203,9 +203,10 @@ public:
       }
       monitor_ = monitor_of(router_, failed_handshakes);
       set_common(router_);
-      // Channels bound what is on the way. A limit here would let libzmq 4.3 stop reading, and a process that was stopped
-      // itself and goes on then finds heartbeats behind it, of a peer that has closed: an assertion (!_io_error) ends it.
-      router_.set(zmq::sockopt::rcvhwm, 0);
+      // More than channels let a peer have on the way: where this limit is reached libzmq 4.3 stops reading, and a process
+      // that was stopped itself and goes on then finds heartbeats behind it, of a peer that has closed: an assertion
+      // (!_io_error) ends it.
+      router_.set(zmq::sockopt::rcvhwm, static_cast<int>(8 * options_.queue_frames));
       router_.set(zmq::sockopt::router_mandatory, true);
       router_.set(zmq::sockopt::router_handover, true);  // A restarted peer takes its own place.
       router_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(options_.payload_bytes_max));
