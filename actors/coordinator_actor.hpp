@@ -55,6 +55,9 @@ struct RequestState {
 };
 caf::behavior request_actor(caf::stateful_actor<RequestState>* self, RequestSetup setup);
 
+// Attempts without a single further step, each in an epoch of its own.
+inline constexpr std::uint32_t tries_max = 6;
+
 class CoordinatorState {
 public:
   static inline const char* name = "coordinator";
