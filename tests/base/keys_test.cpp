@@ -61,7 +61,8 @@ TEST_CASE("keys: a secret is never overwritten, and names cannot leave the folde
   REQUIRE_FALSE(again.ok());
   CHECK(contains(again.error().text(), "never overwritten"));
   CHECK(folder.problem().empty());
-  for (const std::string name : {"", ".", "..", "../n1", "a/b", "-x", "a b", std::string(300, 'a').c_str()}) {
+  for (const std::string& name : {std::string(), std::string("."), std::string(".."), std::string("../n1"), std::string("a/b"), std::string("-x"),
+                                  std::string("a b"), std::string(300, 'a')}) {
     CHECK_FALSE(write_secret(folder.path, name, curve_secret, folder.identity.pem).ok());
     CHECK_FALSE(read_key_ring(folder.path, name).ok());
   }
