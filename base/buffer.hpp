@@ -39,8 +39,6 @@ public:
 
   std::span<const std::byte> bytes() const { return bytes_; }
   std::uint64_t size() const { return bytes_.size(); }
-  /// What keeps the bytes alive: Shards with the same owner show memory that has not changed between them.
-  const std::shared_ptr<const void>& owner() const { return owner_; }
   /// A part of the same memory; `offset + size` must lie inside.
   Shard part(std::uint64_t offset, std::uint64_t size) const { return {owner_, bytes_.subspan(offset, size)}; }
 
