@@ -1,5 +1,7 @@
 #include "base/trace.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -9,6 +11,8 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "base/file.hpp"
+
 namespace orrery::trace {
 
 namespace {
@@ -17,7 +21,6 @@ constexpr std::size_t block_events = 512;
 constexpr std::size_t tracks_max = 4096, texts_max = 4096, text_bytes_max = 1000;
 constexpr std::string_view fallback_track = "data plane";
 
-std::int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 static_assert(std::is_same_v<std::chrono::steady_clock::duration, Duration>);
 
 std::string_view cut(std::string_view text, std::size_t limit) {
@@ -107,7 +110,7 @@ std::uint32_t text_id(std::string_view text) {
 
 void fill(Event& event, Kind kind, Track track, Category category, std::string_view name, const Details& details) {
   event.kind = kind;
-  event.track = track;
+  event.track = track == here ? context.track : track;
   event.category = category;
   event.request = details.request != 0 ? details.request : context.request;
   event.step = details.step != no_step ? details.step : context.step;
@@ -132,6 +135,17 @@ void flow(Kind kind, std::uint64_t id, std::uint64_t bytes) {
 }
 
 }  // namespace
+
+std::int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
+std::string clock_name() {
+  // The steady clock counts from the machine's start, and may be shifted in a time namespace.
+  auto boot = read_text_file("/proc/sys/kernel/random/boot_id", 100);
+  std::array<char, 64> space{};
+  const auto size = ::readlink("/proc/self/ns/time", space.data(), space.size());
+  if (!boot.ok() || size <= 0) return {};
+  return boot.value().substr(0, boot.value().find('\n')) + " " + std::string(space.data(), static_cast<std::size_t>(size));
+}
 
 std::string_view name_of(Category category) {
   static constexpr std::string_view names[] = {"compute", "copy", "exchange", "wait", "step", "stage", "request", "epoch", "incident", "control"};
@@ -160,11 +174,12 @@ void Span::begin(Track track, Category category, std::string_view name, const De
   active_ = true;
   around_ = {context.span, context.step, context.request, context.track};
   fill(event_, Kind::span, track, category, name, details);
+  event_.flow = context.span;
   event_.span = new_span_number();
   context.span = event_.span;
   context.step = event_.step;
   context.request = event_.request;
-  context.track = track;
+  context.track = event_.track;
   event_.begin = now();
 }
 
@@ -381,7 +396,7 @@ std::string pack(const Batch& batch) {
     put(out, static_cast<std::uint32_t>(event.step + 1));  // None is 0.
     put(out, event.value);
     put(out, event.text);
-    if (event.kind == Kind::flow_out || event.kind == Kind::flow_in) put(out, event.flow);
+    put(out, event.flow);
     last_begin = event.begin;
     last_span = event.span;
   }
@@ -406,7 +421,7 @@ Result<Batch> unpack(std::string_view bytes) {
     batch.texts.emplace_back(id, in.text(text_bytes_max));
   }
   const auto count = in.number();
-  if (in.good()) batch.events.reserve(std::min<std::uint64_t>(count, in.left() / 10));  // The least that an event takes.
+  if (in.good()) batch.events.reserve(std::min<std::uint64_t>(count, in.left() / 11));  // The least that an event takes.
   std::vector<std::string_view> names;
   std::int64_t last_begin = 0, last_span = 0;
   for (std::uint64_t i = 0; i < count && in.good(); ++i) {
@@ -430,7 +445,7 @@ Result<Batch> unpack(std::string_view bytes) {
     event.step = static_cast<std::uint32_t>(in.number(UINT32_MAX)) - 1;
     event.value = in.number();
     event.text = static_cast<std::uint32_t>(in.number(texts_max));
-    event.flow = event.kind == Kind::flow_out || event.kind == Kind::flow_in ? in.number() : 0;
+    event.flow = in.number();
     if (span < 0 || span > std::int64_t{UINT32_MAX} || event.end < event.begin || !texts.contains(event.text)) in.fail();
     event.span = static_cast<std::uint32_t>(span);
     last_begin = event.begin;

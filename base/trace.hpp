@@ -42,6 +42,10 @@ enum class Kind : std::uint8_t { span, instant, counter, flow_out, flow_in };
 inline constexpr std::size_t kind_count = 5;
 
 using Track = std::uint16_t;
+inline constexpr Track data_plane = 0;      // "data plane": what no card does.
+inline constexpr Track here = UINT16_MAX;  // That of the span around, on the same thread.
+/// The coordinator's track of requests, their stages and steps; the writer of the file gives each request a row of its own.
+inline constexpr std::string_view requests_track = "requests";
 inline constexpr std::uint32_t no_step = UINT32_MAX;
 
 /// Plain bytes, 96 of them; without initial values, so that a Span that records nothing writes nothing.
@@ -49,7 +53,7 @@ struct Event {
   std::int64_t begin;     // Nanoseconds of this machine's steady clock.
   std::int64_t end;       // As `begin`, but for spans.
   std::uint64_t request;  // 0: none.
-  std::uint64_t flow;     // Flows: their id.
+  std::uint64_t flow;     // Flows: their id. Spans: the number of the span around; 0: none.
   std::uint64_t value;    // Counters: the value; else bytes, 0: none.
   std::uint32_t span;     // Spans: own number, within the process; else that of the span around it; 0: none.
   std::uint32_t step;     // no_step: none.
@@ -66,7 +70,7 @@ struct Details {
   std::uint64_t request = 0;
   std::uint32_t step = no_step;
   std::uint64_t bytes = 0;
-  std::string_view text = {};
+  std::string_view text = {};  // Kept once each, at most 4096 of them: for what is rare.
 };
 
 namespace detail {
@@ -118,7 +122,7 @@ void instant(Track track, Category category, std::string_view name, const Detail
 void counter(std::string_view name, std::uint64_t value);
 
 /// The arrow `flow` begins, or ends, within the span around this call on the same thread; without one, on the track
-/// "data plane". Its id has to be the same on both sides, and another one for each arrow.
+/// `data_plane`. Its id has to be the same on both sides, and another one for each arrow.
 void flow_out(std::uint64_t flow, std::uint64_t bytes);
 void flow_in(std::uint64_t flow, std::uint64_t bytes);
 /// An id from what names the arrow.
@@ -132,6 +136,12 @@ inline constexpr std::uint64_t bytes_max_default = std::uint64_t{64} << 20;
 void record(Duration lease, std::uint64_t bytes_max = bytes_max_default);
 /// Ends it and forgets what was not taken.
 void stop();
+
+/// A reading of the clock that events are timed with.
+std::int64_t now();
+/// Names the clock: processes whose clocks have the same name read the same one, unless machines were cloned. Empty where
+/// that cannot be known.
+std::string clock_name();
 
 struct Batch {
   std::vector<Event> events;  // Each thread's in order of their ends.

@@ -65,7 +65,7 @@ TEST_CASE("trace: what lies within a span has its step, request and track", "[ba
   trace::flow_out(96, 0);
   const auto events = everything();
   REQUIRE(events.size() == 6);
-  const auto find = [&](std::uint64_t flow) { return *std::find_if(events.begin(), events.end(), [&](const auto& e) { return e.flow == flow; }); };
+  const auto find = [&](std::uint64_t flow) { return *std::find_if(events.begin(), events.end(), [&](const auto& e) { return e.flow == flow && e.kind != trace::Kind::span; }); };
   const auto named = [&](std::string_view name) {
     return *std::find_if(events.begin(), events.end(), [&](const auto& e) { return e.kind == trace::Kind::span && trace::name_of(e) == name; });
   };
@@ -74,6 +74,8 @@ TEST_CASE("trace: what lies within a span has its step, request and track", "[ba
   CHECK(inner.step == 12);
   CHECK(inner.value == 64);
   CHECK(inner.track == inner_row);
+  CHECK(inner.flow == outer.span);
+  CHECK(outer.flow == 0);
   CHECK(outer.begin <= inner.begin);
   CHECK(inner.end <= outer.end);
   CHECK(find(99).span == outer.span);
@@ -84,6 +86,19 @@ TEST_CASE("trace: what lies within a span has its step, request and track", "[ba
   CHECK(find(97).span == outer.span);
   CHECK(find(96).span == 0);
   CHECK(find(96).step == trace::no_step);
+}
+
+TEST_CASE("trace: what is here lies on the track around it", "[base]") {
+  const Recording on;
+  {
+    const trace::Span outer(trace::track("outer"), trace::Category::step, "step");
+    const trace::Span wait(trace::here, trace::Category::wait, "wait");
+  }
+  { const trace::Span alone(trace::here, trace::Category::wait, "alone"); }
+  const auto events = everything();
+  REQUIRE(events.size() == 3);
+  CHECK(events[0].track == trace::track("outer"));
+  CHECK(events[2].track == trace::data_plane);
 }
 
 TEST_CASE("trace: every thread's events come out, each with its own number", "[base]") {
