@@ -115,6 +115,9 @@ void CardRuntime::run(const RunProgram& order, Reply reply) {
     if (auto times = run_now(order, done.suspects); times.ok()) {
       done.compute_seconds = seconds_of(times.value().compute);
       done.exchange_seconds = seconds_of(times.value().exchange);
+      done.hidden_exchange_seconds = seconds_of(times.value().hidden_exchange);
+      done.stall_seconds = seconds_of(times.value().stall);
+      done.copied_bytes = times.value().copied_bytes;
     } else {
       done.failure = times.error();
     }
@@ -239,9 +242,10 @@ Result<RunTimes> CardRuntime::run_now(const RunProgram& order, std::vector<std::
   if (!order.program.empty()) {
     cards::Scalars scalars{};
     for (std::size_t i = 0; i < scalars.size() && i < order.scalars.size(); ++i) scalars[i] = order.scalars[i];
-    ORRERY_TRY(times, runner->run(programs.index_of(order.program), order.step, scalars));
-    total.compute += times.compute;
-    total.exchange += times.exchange;
+    ORRERY_TRY(times, runner->run(programs.index_of(order.program), order.step, scalars, order.runs_left));
+    const auto around = total.exchange;
+    total = times;
+    total.exchange += around;
   }
   const auto ended = clock_.now();
   for (const auto& output : order.outputs) {

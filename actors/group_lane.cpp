@@ -168,7 +168,8 @@ public:
       rank.seat = seat_of(stage, 0, index);
       rank.node = planned.node;
       ORRERY_TRY(card,
-                 cards::make_cpu_card({plan.card_name(members[index].card), planned.memory_bytes, planned.threads}));
+                 cards::make_cpu_card({plan.card_name(members[index].card), planned.memory_bytes, planned.threads,
+                                       planned.host_bandwidth}));
       rank.card = std::move(card);
       ranks_.push_back(std::move(rank));
     }
@@ -228,8 +229,16 @@ private:
   Status load(Rank& rank, const compiler::CompileFor& compile, const cards::WeightSource& source) {
     ORRERY_TRY(programs, compile(rank.seat.layout));
     rank.programs = std::move(programs);
-    ORRERY_TRY_DONE(
-        rank.card->load_weights(rank.programs->weights, source, [this](std::uint64_t) { return !failed_; }));
+    const auto wanted = owner_.options_.deployment.weights;
+    const bool fits = rank.programs->weights->bytes() + rank.programs->lane_bytes() <= rank.card->options().memory_bytes;
+    if (wanted == topology::WeightPlacement::streamed || (wanted == topology::WeightPlacement::automatic && !fits)) {
+      // The caller's source outlives this lane.
+      const std::shared_ptr<const cards::WeightSource> borrowed(std::shared_ptr<void>(), &source);
+      ORRERY_TRY_DONE(rank.card->stream_weights(rank.programs->weights, borrowed));
+    } else {
+      ORRERY_TRY_DONE(
+          rank.card->load_weights(rank.programs->weights, source, [this](std::uint64_t) { return !failed_; }));
+    }
     ORRERY_TRY(lane, rank.card->open_lane(rank.programs));
     rank.lane = lane;
     return Done{};

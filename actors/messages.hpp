@@ -20,7 +20,7 @@
 namespace orrery::actors {
 
 /// The control plane's version; a greeting with another one is refused.
-inline constexpr std::uint32_t control_version = 2;
+inline constexpr std::uint32_t control_version = 3;
 
 /// An Error on the wire.
 struct Failure {
@@ -553,13 +553,14 @@ struct RunProgram {
   std::uint8_t stage = 0;
   std::string program;
   std::uint32_t step = 0;
+  std::uint32_t runs_left = 0;  // How often this program will be run again in a row: what the card copies ahead.
   std::vector<double> scalars;  // cards::Scalars
   std::vector<ProgramInput> inputs;
   std::vector<ProgramOutput> outputs;
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, RunProgram& x) {
-  return f(x.request, x.stage, x.program, x.step, x.scalars, x.inputs, x.outputs);
+  return f(x.request, x.stage, x.program, x.step, x.runs_left, x.scalars, x.inputs, x.outputs);
 }
 
 struct CloseLane {
@@ -574,11 +575,15 @@ typename Inspector::result_type inspect(Inspector& f, CloseLane& x) {
 struct CardDone {
   Failure failure;
   std::vector<std::uint32_t> suspects;  // Endpoints that did not deliver; empty: the failure is this card's own.
-  double compute_seconds = 0, exchange_seconds = 0;
+  double compute_seconds = 0;
+  double exchange_seconds = 0;         // Waiting for others and copying what came: exposed.
+  double hidden_exchange_seconds = 0;  // Exchange that went on while the card computed.
+  double stall_seconds = 0;            // Waiting for weights that were still on their way from the host.
+  std::uint64_t copied_bytes = 0;      // Weights that came from the host.
 };
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, CardDone& x) {
-  return f(x.failure, x.suspects, x.compute_seconds, x.exchange_seconds);
+  return f(x.failure, x.suspects, x.compute_seconds, x.exchange_seconds, x.hidden_exchange_seconds, x.stall_seconds, x.copied_bytes);
 }
 
 /// Worker thread to its card actor (never leaves the process): work item `ticket` is done.
@@ -624,6 +629,34 @@ struct CoordinatorFound {
 template <class Inspector>
 typename Inspector::result_type inspect(Inspector& f, CoordinatorFound& x) {
   return f(x.failure, x.coordinator);
+}
+
+/// A client to the coordinator, and the coordinator to a node: go on recording what happens (base/trace.hpp) for this time,
+/// and hand over what was recorded. Also one round trip for clock_offset.hpp. Answered by TracePiece; fails with
+/// pool_exhausted while another reader's recording goes on.
+struct AskTrace {
+  std::uint64_t reader = 0;      // Random, of one recording.
+  std::string node;              // Which; empty: the coordinator's own process.
+  double lease_seconds = 0;      // 0: recording ends with this answer.
+  std::uint32_t events_max = 0;  // 0: only the time is asked for.
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, AskTrace& x) {
+  return f(x.reader, x.node, x.lease_seconds, x.events_max);
+}
+struct TracePiece {
+  Failure failure;
+  std::string node;  // Who recorded; empty: the coordinator.
+  std::int64_t pid = 0;
+  std::int64_t now = 0;     // Nanoseconds of its steady clock, while it answered.
+  std::string clock;        // trace::clock_name
+  std::string events;       // trace::pack; may be empty.
+  bool more = false;        // There is more than was asked for.
+  std::vector<std::string> nodes;  // The coordinator's answer: which nodes are up.
+};
+template <class Inspector>
+typename Inspector::result_type inspect(Inspector& f, TracePiece& x) {
+  return f(x.failure, x.node, x.pid, x.now, x.clock, x.events, x.more, x.nodes);
 }
 
 /// An actor to itself.
@@ -689,4 +722,6 @@ CAF_BEGIN_TYPE_ID_BLOCK(orrery, caf::first_custom_type_id)
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::Straggler))
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::ClientMoved))
   CAF_ADD_TYPE_ID(orrery, (orrery::actors::Tick))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::AskTrace))
+  CAF_ADD_TYPE_ID(orrery, (orrery::actors::TracePiece))
 CAF_END_TYPE_ID_BLOCK(orrery)

@@ -169,9 +169,11 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
     card.name = planned.node + ":" + std::to_string(planned.index);
     card.memory_bytes = planned.memory_bytes;
     card.threads = planned.threads;
+    card.copy_bandwidth = planned.host_bandwidth;
     auto& load = loads[number];
     auto& old = old_cards[card.name];
-    if (old && old->options().memory_bytes == card.memory_bytes && old->options().threads == card.threads) {
+    if (old && old->options().memory_bytes == card.memory_bytes && old->options().threads == card.threads &&
+        old->options().copy_bandwidth == card.copy_bandwidth) {
       load.card = std::move(old);
     } else {
       old_seats.erase(card.name);
@@ -196,14 +198,14 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
     // What no seat needs any more makes room before anything is read.
     for (const auto& before : old_seats[card.name]) {
       const bool stays = std::any_of(load.seats.begin(), load.seats.end(), [&](const StageSeat& seat) {
-        return seat.kind == before.kind && cards::same_weights(*seat.weights, *before.weights);
+        return streamed_ == plan_.streamed && seat.kind == before.kind && cards::same_weights(*seat.weights, *before.weights);
       });
       if (!stays) load.card->drop_weights(before.weights->component);
     }
     for (const auto& seat : load.seats) {
       const auto& before = old_seats[card.name];
       load.present.push_back(std::any_of(before.begin(), before.end(), [&](const StageSeat& each) {
-        return each.kind == seat.kind && cards::same_weights(*seat.weights, *each.weights);
+        return streamed_ == plan_.streamed && each.kind == seat.kind && cards::same_weights(*seat.weights, *each.weights);
       }));
       if (!load.present.back()) total += seat.weights->bytes();
     }
@@ -220,8 +222,11 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
         if (!opened.ok()) return model_error(opened.error());
         files[component] = std::move(opened).value();
       }
-      ORRERY_TRY_DONE(load.card->load_weights(seat.weights, *files[component],
-                                              [&](std::uint64_t bytes) { return progress(done + bytes, total); }));
+      if (plan_.streamed)
+        ORRERY_TRY_DONE(load.card->stream_weights(seat.weights, files[component]));
+      else
+        ORRERY_TRY_DONE(load.card->load_weights(seat.weights, *files[component],
+                                                [&](std::uint64_t bytes) { return progress(done + bytes, total); }));
       done += seat.weights->bytes();
     }
     const auto deadline = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(order.collective_deadline_seconds));
@@ -237,8 +242,9 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
   if (faults_)
     for (const auto& [name, card] : old_cards)
       if (card) faults_->unbind_card(static_cast<std::uint32_t>(std::stoul(name.substr(name.rfind(':') + 1))));
+  streamed_ = plan_.streamed;
   progress(total, total);
-  result.bytes_read = total;
+  result.bytes_read = plan_.streamed ? 0 : total;
   result.kept = keeper_->items();
   return result;
 }

@@ -85,6 +85,7 @@ private:
   topology::Plan plan_;
   std::atomic<std::uint64_t> epoch_{0};
   std::string model_folder_;
+  bool streamed_ = false;  // How the cards hold their weights.
   std::map<protocol::EndpointId, protocol::PeerId> routes_;
   std::map<std::uint64_t, protocol::EndpointId> clients_;  // By request.
   std::mutex routes_mutex_;                                // Guards routes_ and clients_.

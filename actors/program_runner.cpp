@@ -1,5 +1,6 @@
 #include "actors/program_runner.hpp"
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 
@@ -67,6 +68,10 @@ namespace {
 // A wait lasts as long as the slowest neighbour's work before it, at most one run; the rest is for a busy machine.
 constexpr int deadline_factor = 20;
 constexpr Duration deadline_min = std::chrono::seconds(3);
+
+Error named(const cards::Command& command, const Error& error) {
+  return {error.code, command.label + ": " + error.message, error.hint};
+}
 }  // namespace
 
 void ProgramRunner::suspect(const Error& error, protocol::EndpointId source) {
@@ -90,8 +95,9 @@ void ProgramRunner::reach(FaultEvent event, std::uint32_t program, std::uint32_t
   probe_.faults->reached(site);
 }
 
-Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars) {
+Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars, std::uint32_t runs_left) {
   RunTimes times;
+  card_.expect(lane_, program, runs_left);
   suspects_.clear();
   const auto before = measured_.find(program);
   wait_limit_ = before == measured_.end() ? deadline_ : std::min(deadline_, std::max(deadline_min, before->second * deadline_factor));
@@ -108,25 +114,48 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
     into += now - mark;
     mark = now;
   };
+  std::vector<Begun> exchanges;  // In the programs' order.
+  const auto end_of = [&](std::vector<Begun>::iterator each) -> Status {
+    const auto waited_from = clock_.now();
+    ORRERY_TRY(arrived, end_exchange(program, each->command, step));
+    times.hidden_exchange += std::max<Duration>(Duration::zero(), std::min(arrived, waited_from) - each->at);
+    exchanges.erase(each);
+    return Done{};
+  };
+  const auto waits_for = [&](const cards::Command& command) {
+    return std::find_if(exchanges.begin(), exchanges.end(), [&](const Begun& each) {
+      return std::find(command.after.begin(), command.after.end(), each.command) != command.after.end();
+    });
+  };
+  const auto copied_before = card_.use().stream.copied_bytes;
+  const auto stalled_before = card_.stalled(lane_);
   for (std::uint32_t at = 0; at < commands.size();) {
     if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
     reach(FaultEvent::command, program, step, commands[at].label);
+    for (auto each = waits_for(commands[at]); each != exchanges.end(); each = waits_for(commands[at])) ORRERY_TRY_DONE(end_of(each));
     for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
     if (commands[at].queue == cards::Queue::exchange) {
-      ORRERY_TRY_DONE(exchange(program, at, step));
+      ORRERY_TRY_DONE(begin_exchange(program, at, step));
+      exchanges.push_back({at, clock_.now()});
       ++at;
       lap(times.exchange);
       continue;
     }
     lap(times.exchange);
-    // As many compute commands as possible in one call to the card: up to the next exchange, or the next reuse.
+    // As many compute commands as possible in one call to the card: up to the next exchange, reuse, or wait.
     auto end = at + 1;
     // One by one while a fault waits for its command.
-    while (!probe_.armed() && end < commands.size() && commands[end].queue != cards::Queue::exchange && commands[end].reuses.empty()) ++end;
+    while (!probe_.armed() && end < commands.size() && commands[end].queue != cards::Queue::exchange && commands[end].reuses.empty() &&
+           waits_for(commands[end]) == exchanges.end())
+      ++end;
     ORRERY_TRY_DONE(card_.run(lane_, program, at, end, scalars));
     at = end;
     lap(times.compute);
   }
+  while (!exchanges.empty()) ORRERY_TRY_DONE(end_of(exchanges.begin()));
+  lap(times.exchange);
+  times.stall = card_.stalled(lane_) - stalled_before;
+  times.copied_bytes = card_.use().stream.copied_bytes - copied_before;
   auto& longest = measured_[program];
   longest = std::max(clock_.now() - begun, longest * 7 / 8);
   longest_run_ = std::max(longest_run_.load(), longest.count());
@@ -197,45 +226,66 @@ Result<const ProgramRunner::Prepared*> ProgramRunner::prepare(std::uint32_t prog
   return &prepared_.emplace(key, std::move(prepared)).first->second;
 }
 
-Status ProgramRunner::exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
-  ORRERY_TRY(prepared, prepare(program, index));
-  const auto& command = programs_->programs[program].commands[index];
+MessageKey ProgramRunner::key_of(std::uint32_t program, const cards::Command& command, std::uint32_t step) const {
   MessageKey key;
   key.request = request_;
   key.step = step;
   key.stream = static_cast<std::uint16_t>((seat_.stage << 8) | program);
   key.op = static_cast<std::uint32_t>(command.count(Attr::exchange));
-  const auto self = seat_.self();
-  const auto until = clock_.now() + wait_limit_;
-  const auto named = [&](const Error& error) {
-    return Error{error.code, command.label + ": " + error.message, error.hint};
-  };
+  return key;
+}
+
+Status ProgramRunner::begin_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
+  ORRERY_TRY(prepared, prepare(program, index));
+  const auto& command = programs_->programs[program].commands[index];
+  auto key = key_of(program, command, step);
+  key.source = seat_.self();
   const auto send = [&](cards::SlotId slot, protocol::EndpointId target, std::uint16_t part, const protocol::Region& region) -> Status {
-    key.source = self;
     key.target = target;
     key.part = part;
     auto sent = send_region(slot, key, region);
-    if (!sent.ok()) return named(sent.error());
+    if (!sent.ok()) return named(command, sent.error());
     return Done{};
   };
-  const auto receive = [&](protocol::EndpointId source, std::uint16_t part) -> Result<protocol::Message> {
-    key.source = source;
-    key.target = self;
-    key.part = part;
-    auto message = exchange_.receive(key, until);
-    if (message.ok()) return message;
-    suspect(message.error(), source);
-    return named(message.error());
-  };
-
-  const auto output = command.outputs[0];
   if (prepared->reduce) {
     const auto& reduce = *prepared->reduce;
     const auto pieces = command.inputs[0];
-    const auto memory = card_.memory(lane_, pieces);
-    const auto piece_bytes = reduce.pieces().empty() ? 0 : memory.size() / reduce.pieces().size();
+    const auto piece_bytes = reduce.pieces().empty() ? 0 : card_.memory(lane_, pieces).size() / reduce.pieces().size();
     for (const auto& due : reduce.sends())
       ORRERY_TRY_DONE(send(pieces, due.target, due.part, {due.part * piece_bytes + due.offset, 1, due.bytes, due.bytes}));
+    return Done{};
+  }
+  // What this rank contributes; none when only another group sends.
+  for (const auto& due : prepared->transfers.sends) ORRERY_TRY_DONE(send(command.inputs[0], due.target, due.part, due.region));
+  const auto out = card_.memory(lane_, command.outputs[0]);
+  for (const auto& copy : prepared->transfers.copies)
+    protocol::copy_region(card_.memory(lane_, command.inputs[0]), copy.source, out, copy.target);
+  return Done{};
+}
+
+Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
+  ORRERY_TRY(prepared, prepare(program, index));
+  const auto& command = programs_->programs[program].commands[index];
+  auto key = key_of(program, command, step);
+  key.target = seat_.self();
+  const auto until = clock_.now() + wait_limit_;
+  Time arrived{};
+  const auto receive = [&](protocol::EndpointId source, std::uint16_t part) -> Result<protocol::Message> {
+    key.source = source;
+    key.part = part;
+    auto message = exchange_.receive(key, until);
+    if (message.ok()) {
+      arrived = std::max(arrived, message.value().arrived);
+      return message;
+    }
+    suspect(message.error(), source);
+    return named(command, message.error());
+  };
+  const auto out = card_.memory(lane_, command.outputs[0]);
+  if (prepared->reduce) {
+    const auto& reduce = *prepared->reduce;
+    const auto memory = card_.memory(lane_, command.inputs[0]);
+    const auto piece_bytes = reduce.pieces().empty() ? 0 : memory.size() / reduce.pieces().size();
     std::vector<protocol::Message> received;
     received.reserve(reduce.receives().size());
     for (const auto& due : reduce.receives()) {
@@ -245,20 +295,14 @@ Status ProgramRunner::exchange(std::uint32_t program, std::uint32_t index, std::
     std::vector<std::span<const float>> own;
     for (std::size_t i = 0; i < reduce.pieces().size(); ++i)
       own.push_back({reinterpret_cast<const float*>(memory.data() + i * piece_bytes), piece_bytes / sizeof(float)});
-    const auto out = card_.memory(lane_, output);
-    return reduce.combine(own, received, {reinterpret_cast<float*>(out.data()), out.size() / sizeof(float)});
+    ORRERY_TRY_DONE(reduce.combine(own, received, {reinterpret_cast<float*>(out.data()), out.size() / sizeof(float)}));
+    return arrived;
   }
-
-  // What this rank contributes; none when only another group sends.
-  for (const auto& due : prepared->transfers.sends) ORRERY_TRY_DONE(send(command.inputs[0], due.target, due.part, due.region));
-  const auto out = card_.memory(lane_, output);
-  for (const auto& copy : prepared->transfers.copies)
-    protocol::copy_region(card_.memory(lane_, command.inputs[0]), copy.source, out, copy.target);
   for (const auto& due : prepared->transfers.receives) {
     ORRERY_TRY(message, receive(due.source, due.part));
     ORRERY_TRY_DONE(protocol::copy_in(message, due.region, out));
   }
-  return Done{};
+  return arrived;
 }
 
 Shard ProgramRunner::lend(cards::SlotId slot, std::span<const std::byte> bytes) {

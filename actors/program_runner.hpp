@@ -29,7 +29,10 @@ namespace orrery::actors {
 
 struct RunTimes {
   Duration compute{};
-  Duration exchange{};  // Waiting for others, copying in and out.
+  Duration exchange{};         // Waiting for others, copying in and out: exposed.
+  Duration hidden_exchange{};  // From when an exchange was begun to when its last message came, as far as this card computed meanwhile.
+  Duration stall{};            // Part of `compute`: waiting for weights.
+  std::uint64_t copied_bytes = 0;
 };
 
 /// Where this card stands in its stage, and with whom it talks.
@@ -68,7 +71,8 @@ public:
 
   /// Runs a whole program. Each wait for others ends with timed_out: after `deadline` at first, later after a multiple of
   /// what this program took before, so that a card that hangs is noticed in seconds; `cancel` ends it with cancelled.
-  Result<RunTimes> run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars);
+  /// `runs_left`: how often it will be run again in a row, for the card to copy weights ahead.
+  Result<RunTimes> run(std::uint32_t program, std::uint32_t step, const cards::Scalars& scalars, std::uint32_t runs_left = 0);
 
   /// Fills a slot with a message from an edge (see edges.hpp).
   Status receive_into(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId source);
@@ -93,7 +97,15 @@ private:
 
   /// Only while a fault is armed.
   void reach(FaultEvent event, std::uint32_t program, std::uint32_t step, std::string_view label = {}) const;
-  Status exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
+  /// An exchange command that was begun and whose messages are not taken yet.
+  struct Begun {
+    std::uint32_t command = 0;
+    Time at{};
+  };
+  Status begin_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
+  /// Takes what is due; says when the last of it came.
+  Result<Time> end_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
+  protocol::MessageKey key_of(std::uint32_t program, const cards::Command& command, std::uint32_t step) const;
   Result<const Prepared*> prepare(std::uint32_t program, std::uint32_t index);
   Status send_region(cards::SlotId slot, const protocol::MessageKey& key, const protocol::Region& region);
   Status wait_until_unlent(cards::SlotId slot);

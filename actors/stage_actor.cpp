@@ -55,6 +55,17 @@ caf::response_promise StageState::on_run(const StageRun& order) {
   return promise;
 }
 
+namespace {
+template <class Join>
+void combine(CardDone& into, const CardDone& from, Join join) {
+  join(into.compute_seconds, from.compute_seconds);
+  join(into.exchange_seconds, from.exchange_seconds);
+  join(into.hidden_exchange_seconds, from.hidden_exchange_seconds);
+  join(into.stall_seconds, from.stall_seconds);
+  join(into.copied_bytes, from.copied_bytes);
+}
+}  // namespace
+
 void StageState::begin_next() {
   if (queue_.empty()) return;
   work_ = std::move(queue_.front());
@@ -63,7 +74,7 @@ void StageState::begin_next() {
   done_ = {};
   done_.prompt_rows = work_->order.prompt_rows;
   done_.negative_rows = work_->order.negative_rows;
-  compute_seconds_ = exchange_seconds_ = round_compute_ = round_exchange_ = 0;
+  times_ = round_times_ = {};
   report(EventKind::stage_started, 0, 0, 0);
   if (!lost_.empty()) return fail(Error{ErrorCode::peer_lost, "a card of the " + std::string(topology::name_of(setup_.kind)) + " was lost"});
   switch (setup_.kind) {
@@ -82,8 +93,11 @@ void StageState::finish() {
   OrderedJson details = done_.details.empty() ? OrderedJson::object() : OrderedJson::parse(done_.details);
   details["seconds"] = done_.seconds;
   if (!setup_.cards.empty()) {
-    details["compute_seconds"] = compute_seconds_;
-    details["exchange_seconds"] = exchange_seconds_;
+    details["compute_seconds"] = times_.compute_seconds;
+    details["exchange_seconds"] = times_.exchange_seconds;
+    details["hidden_exchange_seconds"] = times_.hidden_exchange_seconds;
+    details["stall_seconds"] = times_.stall_seconds;
+    details["copied_bytes"] = times_.copied_bytes;
   }
   done_.details = details.dump();
   work_->promise.deliver(done_);
@@ -222,8 +236,7 @@ void StageState::answered(caf::actor_id card, const CardDone& done) {
   const auto found = std::find(outstanding_.begin(), outstanding_.end(), card);
   if (found == outstanding_.end()) return;
   outstanding_.erase(found);
-  round_compute_ = std::max(round_compute_, done.compute_seconds);
-  round_exchange_ = std::max(round_exchange_, done.exchange_seconds);
+  combine(round_times_, done, [](auto& most, auto one) { most = std::max(most, one); });
   const auto number = number_of(card);
   round_seconds_[number] = done.compute_seconds;
   if (!done.failure.ok() && work_->failure.ok()) {
@@ -242,9 +255,8 @@ void StageState::answered(caf::actor_id card, const CardDone& done) {
   }
   if (!outstanding_.empty()) return;
   if (!reports_.empty() && work_->failure.ok()) return judge();
-  compute_seconds_ += round_compute_;
-  exchange_seconds_ += round_exchange_;
-  round_compute_ = round_exchange_ = 0;
+  combine(times_, round_times_, [](auto& sum, auto one) { sum += one; });
+  round_times_ = {};
   if (!work_->failure.ok() && !closing_) return close_lanes([this] { finish(); });
   if (!closing_ && work_->failure.ok()) {
     auto& longest = measured_[asked_];
@@ -548,6 +560,7 @@ void StageState::denoise(std::uint32_t step) {
   for (std::size_t group = 0; group < active_groups(); ++group)
     for (std::size_t rank = 0; rank < setup_.cards[group].size(); ++rank) {
       auto run = program(computed ? "step" : "", step);
+      run.runs_left = static_cast<std::uint32_t>(count - step - 1);
       const auto scalars = schedule_->scalars(step, work_->order.spec.guidance);
       run.scalars.assign(scalars.begin(), scalars.end());
       // Every rank holds the whole latents; one of them hands them on.
@@ -594,6 +607,7 @@ void StageState::decode(std::uint32_t frame) {
   if (frame == count) return close_lanes([this] { finish(); });
   const std::string which = frame == 0 ? "first" : "next";
   auto run = program(which, frame);
+  run.runs_left = frame == 0 ? 0 : static_cast<std::uint32_t>(count - frame - 1);
   run.scalars.assign(static_cast<std::size_t>(cards::Scalar::count), 0);
   run.scalars[static_cast<std::size_t>(cards::Scalar::latent_frame)] = frame;
   run.outputs.push_back(output(which + ".frames", Edge::frames, frame, {work_->order.client_endpoint}));

@@ -130,8 +130,8 @@ private:
 
   // Of the request at hand.
   StageDone done_;
-  double compute_seconds_ = 0, exchange_seconds_ = 0;  // Of the slowest card of each round, added up.
-  double round_compute_ = 0, round_exchange_ = 0;
+  CardDone times_;        // Of the slowest card of each round, added up.
+  CardDone round_times_;  // The most of any card, of each kind of time.
   std::optional<DenoiseSchedule> schedule_;
   std::vector<std::int32_t> prompt_ids_, negative_ids_;
 };

@@ -11,11 +11,13 @@
 
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
 
+#include "base/clock.hpp"
 #include "base/result.hpp"
 #include "cards/program.hpp"
 
@@ -25,6 +27,22 @@ struct CardOptions {
   std::string name = "card";                            // "n1:0", for messages.
   std::uint64_t memory_bytes = std::uint64_t{8} << 30;  // Hard budget for weights and lanes.
   std::uint32_t threads = 1;
+  double copy_bandwidth = 0;  // Bytes per second from the host; 0: as fast as it goes.
+};
+
+/// Weights that are copied in while programs run, since the card was made.
+struct StreamUse {
+  std::uint64_t copied_bytes = 0;
+  double copy_seconds = 0;   // The copies took, from first to last byte of each.
+  double stall_seconds = 0;  // Commands waited for copies.
+  std::uint64_t copies = 0;
+  std::uint64_t late = 0;    // Visits of a unit that had to wait.
+  std::uint64_t visits = 0;
+  std::uint64_t look_ahead_bytes = 0;      // Now: present and needed before the first that is missing.
+  std::uint64_t look_ahead_bytes_max = 0;
+  double rate = 0;                         // Bytes per second of the last copies.
+  /// Of the copying, what commands did not wait for.
+  double hidden_share() const { return copy_seconds > 0 ? 1 - std::min(1.0, stall_seconds / copy_seconds) : 1; }
 };
 
 struct CardUse {
@@ -32,6 +50,7 @@ struct CardUse {
   std::uint64_t weights = 0;     // Bytes now.
   std::uint64_t lanes = 0;       // Bytes now.
   std::uint64_t high_water = 0;  // Most that was ever reserved.
+  StreamUse stream;
 };
 
 /// Where weights come from. Implemented over a model folder (compiler/weight_file.hpp).
@@ -60,6 +79,12 @@ public:
   virtual Status load_weights(std::shared_ptr<const WeightSet> weights, const WeightSource& source,
                               const std::function<bool(std::uint64_t bytes_done)>& progress) = 0;
   virtual void drop_weights(const std::string& component) = 0;
+  /// Instead of load_weights: they stay with the host, and parts come when commands need them, copied ahead as far as it
+  /// pays, into what memory the lanes leave. For weights that do not fit, and for stages that take turns. Fails with
+  /// invalid_model, card_memory_exhausted (not even a few parts fit) and, on cards that cannot, unsupported.
+  virtual Status stream_weights(std::shared_ptr<const WeightSet> weights, std::shared_ptr<const WeightSource> source) = 0;
+  /// `program` of the lane is run next, and `runs_left` more times in a row after that. A hint for copies.
+  virtual void expect(LaneId, std::uint32_t /*program*/, std::uint32_t /*runs_left*/) {}
 
   /// Reserves lane memory (zeroed) for a set whose component is loaded, and prepares its kernels.
   virtual Result<LaneId> open_lane(std::shared_ptr<const ProgramSet> programs) = 0;
@@ -67,6 +92,9 @@ public:
 
   /// The slot's bytes. Valid until the lane is closed; nobody may write them while a command uses them.
   virtual std::span<std::byte> memory(LaneId lane, SlotId slot) = 0;
+
+  /// How long commands of this lane have waited for streamed weights.
+  virtual Duration stalled(LaneId) const { return {}; }
 
   /// Runs compute commands [begin, end) of one program, in order, and returns when they are done.
   virtual Status run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) = 0;

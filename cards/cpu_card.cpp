@@ -45,6 +45,7 @@ CardUse CpuCard::use() const {
   const auto used = memory_->used();
   use.lanes = std::min(used, lane_bytes_.load());
   use.weights = used - use.lanes;
+  if (const auto stream = this->stream()) use.stream = stream->use();
   return use;
 }
 
@@ -61,34 +62,70 @@ Status CpuCard::load_weights(std::shared_ptr<const WeightSet> weights, const Wei
 void CpuCard::drop_weights(const std::string& component) {
   std::shared_ptr<const LoadedWeights> dropped;  // Freed outside the lock.
   const std::lock_guard lock(mutex_);
+  if (stream_) stream_->remove(component);
   const auto found = weights_.find(component);
   if (found == weights_.end()) return;
   dropped = std::move(found->second);
   weights_.erase(found);
 }
 
-Result<LaneId> CpuCard::open_lane(std::shared_ptr<const ProgramSet> programs) {
-  auto lane = std::make_shared<Lane>();
+std::shared_ptr<WeightStream> CpuCard::stream() const {
+  const std::lock_guard lock(mutex_);
+  return stream_;
+}
+
+Status CpuCard::stream_weights(std::shared_ptr<const WeightSet> weights, std::shared_ptr<const WeightSource> source) {
+  drop_weights(weights->component);
   {
     const std::lock_guard lock(mutex_);
-    const auto found = weights_.find(programs->component);
-    if (found == weights_.end())
-      return Error{ErrorCode::not_found, "card " + options_.name + " has no weights of " + programs->component};
-    lane->weights = found->second;
+    if (!stream_) stream_ = std::make_shared<WeightStream>(options_.name, *memory_, options_.copy_bandwidth);
   }
-  if (programs->weights != nullptr && !same_weights(*programs->weights, *lane->weights->set))
+  return stream()->add(std::move(weights), std::move(source));
+}
+
+void CpuCard::expect(LaneId id, std::uint32_t program, std::uint32_t runs_left) {
+  const auto lane = lane_of(id);
+  if (lane != nullptr && lane->weights == nullptr) stream()->expect(id, program, runs_left);
+}
+
+Duration CpuCard::stalled(LaneId lane) const {
+  const auto stream = this->stream();
+  return stream ? stream->stalled(lane) : Duration{};
+}
+
+Result<LaneId> CpuCard::open_lane(std::shared_ptr<const ProgramSet> programs) {
+  auto lane = std::make_shared<Lane>();
+  std::shared_ptr<const WeightSet> held;
+  const auto streaming = stream();
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = weights_.find(programs->component); found != weights_.end()) {
+      lane->weights = found->second;
+      held = lane->weights->set;
+    }
+  }
+  if (held == nullptr && streaming) held = streaming->weights_of(programs->component);
+  if (held == nullptr)
+    return Error{ErrorCode::not_found, "card " + options_.name + " has no weights of " + programs->component};
+  if (programs->weights != nullptr && !same_weights(*programs->weights, *held))
     return Error{ErrorCode::internal, "card " + options_.name + " holds other slices of " + programs->component +
                                           " than its programs were made for"};
-  ORRERY_TRY_DONE(check_references(*programs, lane->weights->weights.size()));
-  ORRERY_TRY(block, memory_->reserve(programs->lane_bytes(), "a request of " + programs->component));
-  lane->block = std::move(block);
+  ORRERY_TRY_DONE(check_references(*programs, held->weights.size()));
+  const auto what = "a request of " + programs->component;
+  auto block = streaming ? streaming->make_room(programs->lane_bytes(), what) : memory_->reserve(programs->lane_bytes(), what);
+  if (!block.ok()) return block.error();
+  lane->block = std::move(block).value();
   for (const auto& slot : programs->slots)
     lane->operands.push_back({lane->block.bytes().data() + slot.offset, slot.dtype, &slot.shape});
   lane->programs = std::move(programs);
   lane_bytes_ += lane->block.bytes().size();
-  const std::lock_guard lock(mutex_);
-  const auto id = next_lane_++;
-  lanes_.emplace(id, std::move(lane));
+  LaneId id = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    id = next_lane_++;
+    lanes_.emplace(id, lane);
+  }
+  if (lane->weights == nullptr) streaming->open_lane(id, lane->programs);
   return id;
 }
 
@@ -101,6 +138,7 @@ void CpuCard::close_lane(LaneId lane) {
     closed = std::move(found->second);
     lanes_.erase(found);
   }
+  if (closed->weights == nullptr) stream()->close_lane(lane);
   lane_bytes_ -= closed->block.bytes().size();
 }
 
@@ -124,24 +162,37 @@ Status CpuCard::run(LaneId lane, std::uint32_t program, std::uint32_t begin, std
       end > open->programs->programs[program].commands.size())
     return Error{ErrorCode::internal, "card " + options_.name + ": commands " + std::to_string(begin) + " to " +
                                           std::to_string(end) + " of program " + std::to_string(program) + " do not exist"};
-  std::vector<Operand> inputs, outputs;
-  std::vector<Weight> weights;
-  for (auto i = begin; i < end; ++i) {
-    const auto& command = open->programs->programs[program].commands[i];
-    const auto kernel = kernel_of(command.op);
-    if (kernel == nullptr)
-      return Error{ErrorCode::internal, "command " + command.label + " (" + std::string(name_of(command.op)) +
-                                            ") is not for a card to run"};
-    inputs.clear();
-    outputs.clear();
-    weights.clear();
-    for (const auto slot : command.inputs) inputs.push_back(open->operands[slot]);
-    for (const auto slot : command.outputs) outputs.push_back(open->operands[slot]);
-    for (const auto id : command.weights) weights.push_back(open->weights->weights[id]);
-    const std::lock_guard turn(command_mutex_);
-    ORRERY_TRY_DONE(kernel({command, inputs, outputs, weights, scalars, pool_}));
-  }
+  for (auto i = begin; i < end; ++i) ORRERY_TRY_DONE(run(lane, *open, program, i, scalars));
   return Done{};
+}
+
+Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t index, const Scalars& scalars) {
+  const auto& command = lane.programs->programs[program].commands[index];
+  const auto kernel = kernel_of(command.op);
+  if (kernel == nullptr)
+    return Error{ErrorCode::internal,
+                 "command " + command.label + " (" + std::string(name_of(command.op)) + ") is not for a card to run"};
+  thread_local std::vector<Operand> inputs, outputs;
+  thread_local std::vector<Weight> weights;
+  inputs.clear();
+  outputs.clear();
+  weights.clear();
+  for (const auto slot : command.inputs) inputs.push_back(lane.operands[slot]);
+  for (const auto slot : command.outputs) outputs.push_back(lane.operands[slot]);
+  if (lane.weights != nullptr) {
+    for (const auto weight : command.weights) weights.push_back(lane.weights->weights[weight]);
+    const std::lock_guard turn(command_mutex_);
+    return kernel({command, inputs, outputs, weights, scalars, pool_});
+  }
+  const auto streaming = stream();
+  ORRERY_TRY_DONE(streaming->acquire(id, program, index, weights));
+  Status status = Done{};
+  {
+    const std::lock_guard turn(command_mutex_);
+    status = kernel({command, inputs, outputs, weights, scalars, pool_});
+  }
+  streaming->release(id, program, index);
+  return status;
 }
 
 Result<std::unique_ptr<Card>> make_cpu_card(const CardOptions& options) { return CpuCard::create(options); }

@@ -19,6 +19,8 @@ std::uint64_t page_size() {
   return size;
 }
 
+std::uint64_t needed_for(std::uint64_t bytes) { return std::max(alignment, (bytes + alignment - 1) / alignment * alignment); }
+
 std::string text_of(std::uint64_t bytes) { return text_of_bytes(static_cast<double>(bytes)); }
 
 }  // namespace
@@ -45,16 +47,10 @@ Result<DeviceMemory::Block> DeviceMemory::reserve(std::uint64_t bytes, const std
   const std::lock_guard lock(mutex_);
   std::uint64_t largest = 0;
   if (bytes <= budget_) {
-    const auto needed = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
+    const auto needed = needed_for(bytes);
     for (const auto& [offset, length] : free_) {
       largest = std::max(largest, length);
-      if (length < needed) continue;
-      const auto begin = offset, rest = length - needed;
-      free_.erase(begin);
-      if (rest > 0) free_.emplace(begin + needed, rest);
-      used_ += needed;
-      high_water_ = std::max(high_water_, used_);
-      return Block(this, std::span(base_ + begin, needed));
+      if (length >= needed) return take(offset, needed);
     }
   }
   const auto free_bytes = budget_ - used_;
@@ -63,6 +59,26 @@ Result<DeviceMemory::Block> DeviceMemory::reserve(std::uint64_t bytes, const std
   if (free_bytes >= bytes) message += " (largest free piece " + text_of(largest) + ")";
   return Error{ErrorCode::card_memory_exhausted, std::move(message),
                "give the card more memory, spread the model over more cards, or ask for a smaller video"};
+}
+
+std::optional<DeviceMemory::Block> DeviceMemory::reserve_high(std::uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  if (bytes > budget_) return std::nullopt;
+  const auto needed = needed_for(bytes);
+  for (auto piece = free_.rbegin(); piece != free_.rend(); ++piece)
+    if (piece->second >= needed) return take(piece->first + piece->second - needed, needed);
+  return std::nullopt;
+}
+
+DeviceMemory::Block DeviceMemory::take(std::uint64_t offset, std::uint64_t bytes) {
+  const auto piece = std::prev(free_.upper_bound(offset));
+  const auto begin = piece->first, end = piece->first + piece->second;
+  free_.erase(piece);
+  if (begin < offset) free_.emplace(begin, offset - begin);
+  if (offset + bytes < end) free_.emplace(offset + bytes, end - offset - bytes);
+  used_ += bytes;
+  high_water_ = std::max(high_water_, used_);
+  return Block(this, std::span(base_ + offset, bytes));
 }
 
 void DeviceMemory::give_back(std::span<std::byte> bytes) {

@@ -2,7 +2,7 @@
 //
 //   [ weights of a component | lane 1 | free ... | lane 2 | free ........ ]
 //
-// First fit over offsets; neighbours that are free become one. Address space is reserved at once, pages come
+// First fit over offsets, from either end; neighbours that are free become one. Address space is reserved at once, pages come
 // when they are first written and go back to the system when their block is freed, so resident memory follows
 // use. Free memory is always zero, hence so is a new block.
 
@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -56,6 +57,9 @@ public:
   /// `bytes` zeroed bytes, 64-byte aligned. Fails with card_memory_exhausted; `what` ("weights of transformer") is for
   /// the message. Nothing changes after a failure.
   Result<Block> reserve(std::uint64_t bytes, const std::string& what);
+  /// The same at the high end, in the last piece that is large enough: what comes and goes as long as others leave room
+  /// does not cut up theirs. Nothing when there is no such piece.
+  std::optional<Block> reserve_high(std::uint64_t bytes);
 
   std::uint64_t budget() const { return budget_; }
   std::uint64_t used() const;
@@ -64,6 +68,7 @@ public:
 
 private:
   DeviceMemory(std::string card, std::byte* base, std::uint64_t budget);
+  Block take(std::uint64_t offset, std::uint64_t bytes);  // Of a free piece; the mutex is held.
   void give_back(std::span<std::byte> bytes);
 
   const std::string card_;

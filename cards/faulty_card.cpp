@@ -138,6 +138,19 @@ Error FaultyCard::refused() {
   return {ErrorCode::card_memory_exhausted, "card " + options().name + " refuses memory: an injected fault"};
 }
 
+Status FaultyCard::stream_weights(std::shared_ptr<const WeightSet> weights, std::shared_ptr<const WeightSource> source) {
+  const auto total = weights->bytes();
+  if (on_load_) on_load_(0, total);
+  if (active_.load(std::memory_order_relaxed)) {
+    std::unique_lock lock(mutex_);
+    ORRERY_TRY_DONE(enter(lock));
+    if (refusing_) return refused();
+  }
+  ORRERY_TRY_DONE(inner_->stream_weights(std::move(weights), std::move(source)));
+  if (on_load_) on_load_(total, total);
+  return Done{};
+}
+
 Status FaultyCard::load_weights(std::shared_ptr<const WeightSet> weights, const WeightSource& source,
                                 const std::function<bool(std::uint64_t)>& progress) {
   const auto total = weights->bytes();

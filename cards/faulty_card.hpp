@@ -70,6 +70,9 @@ public:
   Status load_weights(std::shared_ptr<const WeightSet> weights, const WeightSource& source,
                       const std::function<bool(std::uint64_t bytes_done)>& progress) override;
   void drop_weights(const std::string& component) override { inner_->drop_weights(component); }
+  Status stream_weights(std::shared_ptr<const WeightSet> weights, std::shared_ptr<const WeightSource> source) override;
+  void expect(LaneId lane, std::uint32_t program, std::uint32_t runs_left) override { inner_->expect(lane, program, runs_left); }
+  Duration stalled(LaneId lane) const override { return inner_->stalled(lane); }
   Result<LaneId> open_lane(std::shared_ptr<const ProgramSet> programs) override;
   void close_lane(LaneId lane) override;
   std::span<std::byte> memory(LaneId lane, SlotId slot) override { return inner_->memory(lane, slot); }

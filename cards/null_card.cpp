@@ -12,7 +12,7 @@ Error owed(const CardOptions& options, const std::string& what) {
 
 // Owed: the device's memory as budget, what weights and lanes take of it now, and the most they ever took. Count what
 // the allocator takes (padding, packing), not what was asked for.
-CardUse NullCard::use() const { return {options_.memory_bytes, 0, 0, 0}; }
+CardUse NullCard::use() const { return {options_.memory_bytes, 0, 0, 0, {}}; }
 
 // Owed: compute the bytes of all packed forms first and refuse with card_memory_exhausted before copying anything;
 // then, weight by weight in the order of the set, check the tensor's shape, convert rows and columns of the spec to
@@ -20,6 +20,12 @@ CardUse NullCard::use() const { return {options_.memory_bytes, 0, 0, 0}; }
 // `progress`, which may cancel. Reloading a component replaces it.
 Status NullCard::load_weights(std::shared_ptr<const WeightSet>, const WeightSource&, const std::function<bool(std::uint64_t)>&) {
   return owed(options_, "load weights");
+}
+
+// Owed: keep the source; copy parts in ahead of the commands that name them (copy_scheduler.hpp says which and when), and
+// let commands wait for them. Refuse with card_memory_exhausted what can never fit.
+Status NullCard::stream_weights(std::shared_ptr<const WeightSet>, std::shared_ptr<const WeightSource>) {
+  return owed(options_, "stream weights");
 }
 
 // Owed: forget the component; free its memory when the last lane that uses it is closed.

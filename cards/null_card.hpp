@@ -19,6 +19,7 @@ public:
   Status load_weights(std::shared_ptr<const WeightSet> weights, const WeightSource& source,
                       const std::function<bool(std::uint64_t bytes_done)>& progress) override;
   void drop_weights(const std::string& component) override;
+  Status stream_weights(std::shared_ptr<const WeightSet> weights, std::shared_ptr<const WeightSource> source) override;
   Result<LaneId> open_lane(std::shared_ptr<const ProgramSet> programs) override;
   void close_lane(LaneId lane) override;
   std::span<std::byte> memory(LaneId lane, SlotId slot) override;

@@ -40,9 +40,13 @@ Status check_spec(const WeightSpec& spec) {
   return Done{};
 }
 
+}  // namespace
+
 std::uint64_t bytes_on_card(const WeightSpec& spec) {
   return is_matrix(spec.form) ? PackedMatrix::packed_bytes(spec.rows(), spec.columns(), spec.dtype) : aligned(spec.bytes());
 }
+
+namespace {
 
 /// Reads rows of one tensor's part in the dtype of its spec.
 class RowSource {
@@ -111,6 +115,45 @@ private:
 
 }  // namespace
 
+Status check(const WeightSet& set, const WeightSource& source) {
+  for (const auto& spec : set.weights) {
+    ORRERY_TRY_DONE(check_spec(spec));
+    ORRERY_TRY(tensor, source.tensor(spec.tensor));
+    if (tensor.shape != spec.shape)
+      return Error{ErrorCode::invalid_model, "tensor " + spec.tensor + " has shape " + text_of(tensor.shape) + ", but " +
+                                                 set.component + " needs " + text_of(spec.shape),
+                   "the config.json and the weights do not belong together"};
+    if (tensor.dtype != DType::f32 && tensor.dtype != DType::bf16 && tensor.dtype != DType::f16)
+      return Error{ErrorCode::unsupported, "tensor " + spec.tensor + " has type " + std::string(name_of(tensor.dtype)) +
+                                               "; weights may be f32, bf16 or f16"};
+  }
+  return Done{};
+}
+
+Result<PlacedWeight> place(const WeightSpec& spec, const WeightSource& source, std::span<std::byte> memory,
+                           const std::function<bool(std::uint64_t bytes)>& progress) {
+  ORRERY_TRY(tensor, source.tensor(spec.tensor));
+  RowSource rows(spec, tensor, source);
+  bool cancelled = false;
+  const auto read = [&](std::uint64_t begin, std::uint64_t end, std::byte* target) {
+    if (cancelled) return;
+    rows.read(begin, end, target);
+    cancelled = progress && !progress((end - begin) * spec.columns() * size_of(spec.dtype));
+  };
+  PlacedWeight placed{{&spec, nullptr, nullptr}, nullptr};
+  if (is_matrix(spec.form)) {
+    placed.matrix = std::make_unique<PackedMatrix>(PackedMatrix::pack(spec.rows(), spec.columns(), spec.dtype, read, memory));
+    placed.weight.matrix = placed.matrix.get();
+  } else {
+    for (std::uint64_t begin = 0; begin < spec.rows() && !cancelled; begin += block_columns)
+      read(begin, std::min(spec.rows(), begin + block_columns), memory.data() + begin * spec.columns() * size_of(spec.dtype));
+    placed.weight.data = memory.data();
+  }
+  rows.release_all();
+  if (cancelled) return Error{ErrorCode::cancelled, "loading the weights was cancelled"};
+  return placed;
+}
+
 Result<std::shared_ptr<const LoadedWeights>> load(std::shared_ptr<const WeightSet> set, const WeightSource& source,
                                                   DeviceMemory& memory,
                                                   const std::function<bool(std::uint64_t bytes_done)>& progress) {
@@ -122,42 +165,22 @@ Result<std::shared_ptr<const LoadedWeights>> load(std::shared_ptr<const WeightSe
   auto loaded = std::make_shared<LoadedWeights>();
   ORRERY_TRY(block, memory.reserve(needed, "the weights of " + set->component));
   loaded->block = std::move(block);
+  ORRERY_TRY_DONE(check(*set, source));
   loaded->set = set;
   loaded->weights.reserve(set->weights.size());
-  loaded->matrices.reserve(set->weights.size());
-
   std::uint64_t offset = 0, done = 0;
   for (const auto& spec : set->weights) {
-    ORRERY_TRY(tensor, source.tensor(spec.tensor));
-    if (tensor.shape != spec.shape)
-      return Error{ErrorCode::invalid_model, "tensor " + spec.tensor + " has shape " + text_of(tensor.shape) + ", but " +
-                                                 set->component + " needs " + text_of(spec.shape),
-                   "the config.json and the weights do not belong together"};
-    if (tensor.dtype != DType::f32 && tensor.dtype != DType::bf16 && tensor.dtype != DType::f16)
-      return Error{ErrorCode::unsupported, "tensor " + spec.tensor + " has type " + std::string(name_of(tensor.dtype)) +
-                                               "; weights may be f32, bf16 or f16"};
-    RowSource rows(spec, tensor, source);
     const auto bytes = bytes_on_card(spec);
-    auto* const to = loaded->block.bytes().data() + offset;
-    bool cancelled = false;
-    const auto read = [&](std::uint64_t begin, std::uint64_t end, std::byte* target) {
-      if (cancelled) return;
-      rows.read(begin, end, target);
-      done += (end - begin) * spec.columns() * size_of(spec.dtype);
-      if (progress && !progress(done)) cancelled = true;
-    };
-    Weight weight{&spec, to, nullptr};
-    if (is_matrix(spec.form)) {
-      loaded->matrices.push_back(PackedMatrix::pack(spec.rows(), spec.columns(), spec.dtype, read, std::span(to, bytes)));
-      weight.matrix = &loaded->matrices.back();
-      weight.data = nullptr;
-    } else {
-      for (std::uint64_t begin = 0; begin < spec.rows() && !cancelled; begin += block_columns)
-        read(begin, std::min(spec.rows(), begin + block_columns), to + begin * spec.columns() * size_of(spec.dtype));
+    auto placed = place(spec, source, loaded->block.bytes().subspan(offset, bytes), [&](std::uint64_t more) {
+      done += more;
+      return !progress || progress(done);
+    });
+    if (!placed.ok()) {
+      if (placed.error().code != ErrorCode::cancelled) return placed.error();
+      return Error{ErrorCode::cancelled, "loading the weights of " + set->component + " was cancelled"};
     }
-    rows.release_all();
-    if (cancelled) return Error{ErrorCode::cancelled, "loading the weights of " + set->component + " was cancelled"};
-    loaded->weights.push_back(weight);
+    loaded->weights.push_back(placed.value().weight);
+    if (placed.value().matrix) loaded->matrices.push_back(std::move(placed.value().matrix));
     offset += bytes;
   }
   return std::shared_ptr<const LoadedWeights>(std::move(loaded));

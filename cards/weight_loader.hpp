@@ -17,12 +17,27 @@
 
 namespace orrery::cards {
 
+/// Says what is wrong with a set before anything of it is read: a specification, or a tensor that is not as specified.
+Status check(const WeightSet& set, const WeightSource& source);
+/// Of one weight in its form on the card, padding included; a multiple of 64.
+std::uint64_t bytes_on_card(const WeightSpec& spec);
+
+/// A weight in card memory, with what it points to.
+struct PlacedWeight {
+  Weight weight;
+  std::unique_ptr<PackedMatrix> matrix;  // What weight.matrix points to.
+};
+/// Reads one weight of a checked set into `memory`, bytes_on_card(spec) bytes. `progress` hears the bytes of elements that
+/// each piece has brought, and stops the reading with `cancelled` by returning false.
+Result<PlacedWeight> place(const WeightSpec& spec, const WeightSource& source, std::span<std::byte> memory,
+                           const std::function<bool(std::uint64_t bytes)>& progress);
+
 /// One component's weights on a card. `weights[i]` belongs to WeightId i.
 struct LoadedWeights {
   std::shared_ptr<const WeightSet> set;
   DeviceMemory::Block block;
   std::vector<Weight> weights;
-  std::vector<PackedMatrix> matrices;  // What weights[i].matrix points to.
+  std::vector<std::unique_ptr<PackedMatrix>> matrices;  // What weights[i].matrix points to.
 };
 
 /// See Card::load_weights. Fails with card_memory_exhausted before reading anything, invalid_model when a tensor is

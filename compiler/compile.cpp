@@ -136,6 +136,8 @@ Result<std::shared_ptr<const cards::ProgramSet>> compile_graph(Graph graph,
   if (trace != nullptr) note("fuse", graph.text());
   graph = split(graph, layout);
   if (trace != nullptr) note("split", graph.text());
+  graph = interleave(std::move(graph));
+  if (trace != nullptr) note("interleave", graph.text());
   auto set = plan(graph, std::move(weights));
   if (trace != nullptr) note("plan", set->text());
   ORRERY_TRY_DONE(set->check());

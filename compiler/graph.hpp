@@ -3,7 +3,7 @@
 // Front ends (models/) build the logical graph: the whole model on one imagined card that owns every slice. The
 // passes (passes/) turn it, step by step, into the graph of one rank and then into a cards::ProgramSet:
 //
-//   models/*.cpp ──▶ Graph ── fuse ── split(Layout) ── check_shapes ──▶ Graph of one rank ── plan ──▶ ProgramSet
+//   models/*.cpp ──▶ Graph ── fuse ── split(Layout) ── interleave ──▶ Graph of one rank ── plan ──▶ ProgramSet
 //
 // Operations are those of cards/program.hpp; its table says what each takes and gives. In the logical graph a
 // sliced tensor has all V slices ([V][rows][w]) and linear_to_slices / linear_from_slices name the whole matrix

@@ -13,6 +13,7 @@
 
 #include "base/digest.hpp"
 #include "base/log.hpp"
+#include "base/trace.hpp"
 #include "base/units.hpp"
 
 namespace orrery::protocol {
@@ -47,16 +48,24 @@ struct Waiter {
   Time since;
   std::condition_variable condition;
   std::optional<Result<Message>> outcome;
+  bool helping = false;  // Sleeps in the transport, not on the condition.
 };
 
 using SharedCallback = std::shared_ptr<Exchange::Callback>;
 
 // Everything that must happen after the lock is released: foreign code and the release of Shards.
+/// The arrow of a message in a trace; sent again in another epoch, it is another one.
+std::uint64_t flow_of(const MessageKey& key, std::uint64_t epoch) {
+  return trace::flow_id({epoch, key.request, (std::uint64_t{key.step} << 32) | key.op, (std::uint64_t{key.stream} << 16) | key.part,
+                         (std::uint64_t{key.source} << 32) | key.target});
+}
+
 struct Afterwards {
   struct Call {
     SharedCallback callback;
     MessageKey key;
     Message message;
+    std::uint64_t epoch;
   };
   std::vector<Shard> shards;
   std::vector<Stored> stored;
@@ -65,7 +74,11 @@ struct Afterwards {
   std::vector<PeerId> removed;  // From the transport.
 
   void run() {
-    for (auto& call : calls) (*call.callback)(call.key, std::move(call.message));
+    for (auto& call : calls) {
+      const trace::Span span(trace::data_plane, trace::Category::exchange, "hand over", {call.key.request, call.key.step, 0, {}});
+      if (trace::enabled()) trace::flow_in(flow_of(call.key, call.epoch), call.message.bytes());
+      (*call.callback)(call.key, std::move(call.message));
+    }
   }
 };
 
@@ -132,6 +145,7 @@ struct Exchange::State {
   std::uint64_t frames_unknown = 0;
   PeerStatistics gone;  // Of peers that were let go of.
   Time timer_due = Time::max();
+  bool helper_inside = false;  // One waiter sleeps in the transport and handles frames itself.
   FrameHeader header;  // Reused for every frame sent.
 
   // Runs `work(afterwards)` under the lock, then what it left to do outside.
@@ -177,7 +191,15 @@ struct Exchange::State {
     const auto now = clock.now();
     peer.writable = true;
     while (channel.next(now, header, payload)) {
-      if (const auto status = transport->send(id, encode_header(header), payload); !status.ok()) {
+      // Without a checksum a payload must pass no wire. If memory is shared no more, it is made up for.
+      const bool bare = header.kind == FrameKind::data && header.checksum == 0 && payload.size() > 0;
+      auto status = transport->send_hinted(id, encode_header(header), payload,
+                                           {.quiet = header.kind == FrameKind::ack, .memory_only = bare});
+      if (bare && !status.ok() && status.error().code == ErrorCode::unreachable) {
+        header.checksum = xxh3_of(payload.bytes());
+        status = transport->send(id, encode_header(header), payload);
+      }
+      if (!status.ok()) {
         peer.writable = false;
         break;
       }
@@ -213,15 +235,22 @@ struct Exchange::State {
     }
     timer_due = next;
     // Under a clock that a test turns, sleeping waiters learn of the time here.
-    for (auto& [key, waiter] : waiters) waiter->condition.notify_one();
+    for (auto& [key, waiter] : waiters) wake(*waiter);
     return next;
+  }
+
+  void wake(Waiter& waiter) {
+    if (waiter.helping)
+      transport->wake_helper();
+    else
+      waiter.condition.notify_one();
   }
 
   void finish(const MessageKey& key, Result<Message> outcome) {
     const auto found = waiters.find(key);
     if (found == waiters.end() || found->second->outcome) return;
     found->second->outcome.emplace(std::move(outcome));
-    found->second->condition.notify_one();
+    wake(*found->second);
   }
 
   Peer* peer_of(EndpointId endpoint) {
@@ -260,6 +289,7 @@ struct Exchange::State {
   // The message is whole: to whoever waits, to a subscriber, or kept.
   void complete(const MessageKey& key, Stored& entry, Afterwards& afterwards) {
     entry.complete = true;
+    entry.message.arrived = clock.now();
     if (const auto asked = polled.find(key); asked != polled.end()) {
       if (auto* peer = peer_of(key.source)) --peer->waiters;
       polled.erase(asked);
@@ -268,7 +298,7 @@ struct Exchange::State {
       finish(key, std::move(entry.message));
       stored.erase(key);
     } else if (const auto found = subscribers.find(key.target); found != subscribers.end()) {
-      afterwards.calls.push_back({found->second, key, std::move(entry.message)});
+      afterwards.calls.push_back({found->second, key, std::move(entry.message), epoch});
       stored.erase(key);
     }
   }
@@ -347,10 +377,11 @@ struct Exchange::State {
 
   // --- Handlers of the transport; they take the lock.
 
-  void on_frame(PeerId from, std::span<const std::byte> bytes, Shard payload) {
+  void on_frame(PeerId from, std::span<const std::byte> bytes, Shard payload, bool through_memory) {
     auto decoded = decode_header(bytes, payload.size());
     Status checked = Done{};
-    if (decoded.ok() && payload.size() > 0) checked = check_payload(decoded.value(), payload.bytes());
+    const bool bare = through_memory && decoded.ok() && decoded.value().checksum == 0;
+    if (decoded.ok() && payload.size() > 0 && !bare) checked = check_payload(decoded.value(), payload.bytes());
     locked([&](Afterwards& afterwards) {
       const auto found = peers.find(from);
       auto* peer = found == peers.end() ? nullptr : &found->second;
@@ -431,8 +462,10 @@ Result<std::unique_ptr<Exchange>> Exchange::create(ExchangeOptions options, std:
   auto* state = exchange->state_.get();
   state->transport->start(
       {.on_frame = [state](PeerId from, std::span<const std::byte> header,
-                           Shard payload) { state->on_frame(from, header, std::move(payload)); },
-       .on_hint = [state](PeerId peer, PeerHint hint) { state->on_hint(peer, hint); }});
+                           Shard payload) { state->on_frame(from, header, std::move(payload), false); },
+       .on_hint = [state](PeerId peer, PeerHint hint) { state->on_hint(peer, hint); },
+       .on_memory_frame = [state](PeerId from, std::span<const std::byte> header,
+                                  Shard payload) { state->on_frame(from, header, std::move(payload), true); }});
   if (options.own_timer)
     state->timer = std::thread([state] {
       for (;;) {
@@ -540,14 +573,17 @@ Status Exchange::send(const MessageKey& key, DType dtype, Shape shape, Shard byt
                                        std::to_string(bytes.size()) + " bytes (" + text_of(key) + ")"};
   auto& state = *state_;
   PeerId where = 0;
+  std::uint64_t epoch = 0;
   {
     const std::lock_guard lock(state.mutex);
+    epoch = state.epoch;
     const auto route = state.routes.find(key.target);
     if (route == state.routes.end())
       return Error{ErrorCode::not_found, card_text(key.target) + " has no place in epoch " +
                                              std::to_string(state.epoch) + " (" + text_of(key) + ")"};
     where = route->second;
   }
+  if (trace::enabled()) trace::flow_out(flow_of(key, epoch), bytes.size());
 
   if (where == state.transport->self()) {
     return state.locked([&](Afterwards& afterwards) -> Status {
@@ -572,13 +608,18 @@ Status Exchange::send(const MessageKey& key, DType dtype, Shape shape, Shard byt
     });
   }
 
-  // Checksums read every byte: before the lock, on the sender's thread.
+  // Copies and checksums read every byte: before the lock, on the sender's thread.
   OutgoingMessage message{.key = key, .dtype = dtype, .shape = std::move(shape), .bytes = std::move(bytes)};
   message.chunk_bytes = chunk_bytes_for(state.options.chunk_bytes, message.shape, dtype);
+  bool bare = false;
+  if (auto staged = state.transport->stage(where, message.bytes)) {
+    message.bytes = std::move(*staged);
+    bare = state.transport->unchecked(where);
+  }
   const auto all = message.bytes.bytes();
   for (std::uint64_t offset = 0; offset < all.size() || offset == 0; offset += message.chunk_bytes)
     message.checksums.push_back(
-        xxh3_of(all.subspan(offset, std::min<std::uint64_t>(message.chunk_bytes, all.size() - offset))));
+        bare ? 0 : xxh3_of(all.subspan(offset, std::min<std::uint64_t>(message.chunk_bytes, all.size() - offset))));
 
   return state.locked([&](Afterwards& afterwards) -> Status {
     const auto refuse = [&](Error error) {
@@ -609,6 +650,9 @@ Result<Message> Exchange::receive(const MessageKey& key, Time deadline) {
   if (const auto found = state.stored.find(key); found != state.stored.end() && found->second.complete) {
     auto message = std::move(found->second.message);
     state.stored.erase(found);
+    const auto epoch = state.epoch;
+    lock.unlock();
+    if (trace::enabled()) trace::flow_in(flow_of(key, epoch), message.bytes());
     return message;
   }
   if (state.closing) return Error{ErrorCode::cancelled, "this process is shutting down"};
@@ -630,14 +674,39 @@ Result<Message> Exchange::receive(const MessageKey& key, Time deadline) {
     auto& peer = state.peers[where];
     if (peer.waiters++ == 0) state.flush(where, peer, afterwards);
   }
-  while (!waiter.outcome) {
-    const auto now = state.clock.now();
-    if (now >= deadline) {
-      waiter.outcome.emplace(state.timeout_error(key));
-      break;
+  const auto epoch = state.epoch;
+  {
+    std::optional<trace::Span> wait;
+    if (trace::enabled()) {
+      const auto name = "wait for " + card_text(key.source) + ", op " + std::to_string(key.op);
+      wait.emplace(trace::here, trace::Category::wait, name, trace::Details{key.request, key.step, 0, {}});
     }
-    waiter.condition.wait_for(lock, std::min<Duration>(deadline - now, long_sleep));
+    while (!waiter.outcome) {
+      const auto now = state.clock.now();
+      if (now >= deadline) {
+        waiter.outcome.emplace(state.timeout_error(key));
+        break;
+      }
+      const auto pause = std::min<Duration>(deadline - now, long_sleep);
+      if (remote && !state.helper_inside && state.transport->helps(where)) {
+        state.helper_inside = waiter.helping = true;
+        lock.unlock();
+        state.transport->help(pause);
+        lock.lock();
+        state.helper_inside = waiter.helping = false;
+      } else {
+        waiter.condition.wait_for(lock, pause);
+      }
+    }
+    // Who sleeps on a condition takes this thread's place in the transport.
+    if (remote && !state.helper_inside)
+      for (auto& [other_key, other] : state.waiters)
+        if (other != &waiter && !other->outcome) {
+          other->condition.notify_one();
+          break;
+        }
   }
+  if (trace::enabled() && waiter.outcome->ok()) trace::flow_in(flow_of(key, epoch), waiter.outcome->value().bytes());
   // Peers that are waited for are not let go of.
   if (remote) --state.peers.at(where).waiters;
   state.waiters.erase(key);
@@ -672,7 +741,7 @@ void Exchange::subscribe(EndpointId target, Callback callback) {
     state.subscribers[target] = shared;
     for (auto entry = state.stored.begin(); entry != state.stored.end();) {
       if (entry->first.target == target && entry->second.complete) {
-        afterwards.calls.push_back({shared, entry->first, std::move(entry->second.message)});
+        afterwards.calls.push_back({shared, entry->first, std::move(entry->second.message), state.epoch});
         entry = state.stored.erase(entry);
       } else {
         ++entry;

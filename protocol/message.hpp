@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/buffer.hpp"
+#include "base/clock.hpp"
 #include "base/tensor.hpp"
 
 namespace orrery::protocol {
@@ -49,6 +50,7 @@ struct Message {
   DType dtype = DType::f32;
   Shape shape;
   std::vector<Chunk> chunks;
+  Time arrived{};  // When the last chunk came, on this process's clock.
 
   std::uint64_t bytes() const;
   /// Copies everything to `target`, which must have bytes() bytes.

@@ -168,7 +168,7 @@ std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dt
       const double slow =
           measured != slowdown.end() && measured->second > 1 ? std::min(measured->second, slowdown_max) : 1;
       views.push_back({node, slow, rate * type.efficiency.linear / slow, rate * type.efficiency.attention / slow,
-                       std::max(type.memory_bandwidth, 1.0) / slow, card.memory, card.type});
+                       std::max(type.memory_bandwidth, 1.0) / slow, card.memory, card.type, type.host_bandwidth});
     }
   return views;
 }
@@ -184,6 +184,8 @@ MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split
   bill.weights =
       stage.weight_bytes_replicated +
       (split == Split::tensor ? part_of(stage.weight_bytes_sliced, slices, whole) : stage.weight_bytes_sliced);
+  // One block in use and one on its way.
+  if (demand.streamed_weights) bill.weights = std::min(bill.weights, 2 * (bill.weights / std::max(1U, stage.blocks) + 1));
   bill.activations = stage.activation_bytes_fixed + part_of(stage.activation_bytes_split, slices, whole);
   if (ranks > 1) {
     const auto row_bytes = part_of(stage.rows, slices, whole) * stage.width;
@@ -210,9 +212,14 @@ PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>
       const double weights =
           static_cast<double>(stage.weight_bytes_replicated) +
           static_cast<double>(stage.weight_bytes_sliced) * (placed.split == Split::tensor ? part : 1);
-      result.compute_seconds =
-          std::max(result.compute_seconds,
-                   branches * std::max(part * stage_seconds_on(stage, card), weights / card.memory_bandwidth));
+      double seconds = branches * std::max(part * stage_seconds_on(stage, card), weights / card.memory_bandwidth);
+      if (demand.streamed_weights && card.host_bandwidth > 0) {
+        // What does not stay beside the activations comes again in every run; both branches use it.
+        const auto bill = rank_bill(demand, stage, placed.split, owned(rank), group.ranks.size(), placed.groups.size() > 1);
+        const auto room = static_cast<double>(card.memory - std::min(card.memory, bill.activations + bill.buffers));
+        seconds = std::max(seconds, std::max(0.0, weights - room) / card.host_bandwidth);
+      }
+      result.compute_seconds = std::max(result.compute_seconds, seconds);
     }
   }
   if (exchanges)
@@ -245,7 +252,7 @@ std::vector<PlannedCard> cards_of(const ClusterSpec& cluster, const std::string&
     for (std::uint32_t index = 0; index < node.cards.size(); ++index) {
       const auto& card = node.cards[index];
       cards.push_back(
-          {node.name, index, card.type, card.memory, views[cards.size()].linear / slowest, card.threads});
+          {node.name, index, card.type, card.memory, views[cards.size()].linear / slowest, card.threads, views[cards.size()].host_bandwidth});
     }
   return cards;
 }

@@ -23,6 +23,7 @@ struct CardView {
   double memory_bandwidth = 1;
   std::uint64_t memory = 0;
   std::string type;
+  double host_bandwidth = 0;  // Bytes per second; 0: not limited.
 };
 
 /// All cards of a cluster, in the plan's numbering. `slowdown`: as in CardConditions.

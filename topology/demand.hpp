@@ -55,6 +55,8 @@ struct Demand {
   std::string dtype;                // "float32" or "bfloat16".
   std::uint64_t latent_bytes = 0;   // One f32 latent: exchanged between branches, kept at each step.
   std::vector<StageDemand> stages;  // In pipeline order.
+  /// Weights stay with the hosts and are copied in ahead of their use: a card needs room for a few parts only.
+  bool streamed_weights = false;
 };
 
 }  // namespace orrery::topology

@@ -79,6 +79,9 @@ const Schema<DeploymentSpec>& deployment_schema() {
                  {.standard = "any"})
           .field("objective", &DeploymentSpec::objective, choice<Objective>({{"latency", Objective::latency}}),
                  "What the planner makes small: the time to one video.")
+          .field("weights", &DeploymentSpec::weights,
+                 choice<WeightPlacement>({{"auto", WeightPlacement::automatic}, {"resident", WeightPlacement::resident}, {"streamed", WeightPlacement::streamed}}),
+                 "`resident`: on the cards. `streamed`: with the hosts, copied in ahead of their use. `auto`: streamed when they do not fit.")
           .field("admission", &DeploymentSpec::admission, object(admission), "How many requests are taken.",
                  {.standard = "2 in flight, 64 waiting"})
           .field("resilience", &DeploymentSpec::resilience, object(resilience_schema()),

@@ -64,12 +64,20 @@ struct ResilienceSpec {
   StragglerSpec straggler;
 };
 
+/// Where weights are while programs run.
+enum class WeightPlacement : std::uint8_t {
+  automatic,  // On the cards when they fit there, else streamed.
+  resident,   // On the cards, or there is no plan.
+  streamed,   // With the hosts; parts are copied in ahead of their use.
+};
+
 struct DeploymentSpec {
   std::string name;
   std::string cluster, model;  // Empty: the only one.
   ParallelismSpec parallelism;
   PlacementSpec placement;
   Objective objective = Objective::latency;
+  WeightPlacement weights = WeightPlacement::automatic;
   AdmissionSpec admission;
   ResilienceSpec resilience;
 };

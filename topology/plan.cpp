@@ -37,8 +37,9 @@ std::string Plan::canonical() const {
                            {"slices", stage.slices},
                            {"groups", std::move(groups)}});
   }
-  const OrderedJson all{
+  OrderedJson all{
       {"cluster", cluster}, {"model", model}, {"cards", std::move(cards_json)}, {"stages", std::move(stages_json)}};
+  if (streamed) all["weights"] = "streamed";
   return all.dump(-1, ' ', true, OrderedJson::error_handler_t::replace);
 }
 

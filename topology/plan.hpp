@@ -30,6 +30,7 @@ struct PlannedCard {
   std::uint64_t memory_bytes = 0;
   double relative_compute = 1;  // To the slowest card's effective compute rate.
   std::uint32_t threads = 1;    // For backend cpu.
+  double host_bandwidth = 0;    // Bytes per second from host memory; 0: not limited.
 };
 
 /// One rank of a group: a card and what it owns.
@@ -88,6 +89,7 @@ struct Plan {
   std::vector<PlannedCard> cards;    // All cards of the cluster, node order then index.
   std::vector<PlannedStage> stages;  // Pipeline order; guardrails have a group of one rank with slice 0.
   std::vector<MemoryBill> bills;     // One per card.
+  bool streamed = false;             // Weights stay with the hosts and are copied in ahead of their use.
   std::vector<LinkLoad> links;
   std::vector<PredictedStage> predicted;
   std::uint32_t steps = 1;  // Denoising steps that the prediction counts.

@@ -291,6 +291,7 @@ std::string text_of(const Plan& plan, bool explain) {
     i = end;
   }
   out += memory.text(0);
+  if (plan.streamed) out += "weights are streamed: they stay with the hosts, and cards hold what is used next\n";
   if (idle > 0) out += std::to_string(idle) + (idle == 1 ? " card is" : " cards are") + " not used\n";
   out += "\n";
   if (!plan.links.empty()) {
@@ -332,7 +333,8 @@ OrderedJson json_of(const Plan& plan) {
                      {"type", card.type},
                      {"memory_bytes", card.memory_bytes},
                      {"relative_compute", card.relative_compute},
-                     {"threads", card.threads}});
+                     {"threads", card.threads},
+                     {"host_bandwidth", card.host_bandwidth}});
   for (const auto& stage : plan.stages) {
     OrderedJson groups = OrderedJson::array();
     for (const auto& group : stage.groups) {
@@ -369,6 +371,7 @@ OrderedJson json_of(const Plan& plan) {
           {"cards", std::move(cards)},
           {"stages", std::move(stages)},
           {"bills", std::move(bills)},
+          {"streamed", plan.streamed},
           {"links", std::move(links)},
           {"predicted", std::move(predicted)},
           {"steps", plan.steps},
@@ -400,6 +403,7 @@ Result<Plan> plan_from_json(const Json& json) {
     read.memory_bytes = card.whole("memory_bytes", bytes_limit);
     read.relative_compute = card.number("relative_compute");
     read.threads = card.small("threads", 4096);
+    read.host_bandwidth = card.number("host_bandwidth");
     plan.cards.push_back(std::move(read));
   });
   if (plan.cards.empty() || plan.cards.size() > card_count_limit)
@@ -430,6 +434,7 @@ Result<Plan> plan_from_json(const Json& json) {
     const double compute = one.number("compute_seconds");
     plan.predicted.push_back({kind, compute, one.number("exchange_seconds")});
   });
+  plan.streamed = fields.flag("streamed");
   plan.steps = fields.small("steps", 1'000'000);
   plan.predicted_video_seconds = fields.number("predicted_video_seconds");
   plan.lower_bound_seconds = fields.number("lower_bound_seconds");

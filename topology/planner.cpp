@@ -768,7 +768,18 @@ std::vector<std::uint32_t> share_out(std::uint32_t slices, std::span<const doubl
 
 Result<Plan> make_plan(const ClusterSpec& cluster, const DeploymentSpec& deployment, const Demand& demand,
                        const CardConditions& conditions) {
-  return Planner(cluster, deployment, demand, conditions).run();
+  const auto planned = [&](bool streamed) -> Result<Plan> {
+    auto asked = demand;
+    asked.streamed_weights = streamed;
+    ORRERY_TRY(plan, Planner(cluster, deployment, asked, conditions).run());
+    plan.streamed = streamed;
+    return plan;
+  };
+  if (deployment.weights == WeightPlacement::streamed) return planned(true);
+  auto resident = planned(false);
+  if (resident.ok() || deployment.weights == WeightPlacement::resident) return resident;
+  // What still does not fit then is the least that is missing.
+  return planned(true);
 }
 
 std::set<std::uint32_t> spare_cards(const ClusterSpec& cluster, std::uint32_t count) {

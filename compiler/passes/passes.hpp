@@ -34,6 +34,11 @@ Graph fuse(Graph graph);
 /// whole logical graph, so they agree on all ranks of all groups.
 Graph split(const Graph& graph, const Layout& layout);
 
+/// interleave.cpp: where one rank computes both guidance branches, they take turns: after each exchange of one branch
+/// comes the other's work, so that the exchange goes on behind it, and block by block, so that both use a block's
+/// weights while they are on the card. Order only: every node stays as it is.
+Graph interleave(Graph graph);
+
 /// plan.cpp: values to slots (lifetimes to offsets), queues, dependencies.
 std::shared_ptr<cards::ProgramSet> plan(const Graph& graph, std::shared_ptr<const cards::WeightSet> weights);
 

@@ -115,6 +115,9 @@ public:
     return inner_->load_weights(std::move(weights), source, progress);
   }
   void drop_weights(const std::string& component) override { inner_->drop_weights(component); }
+  Status stream_weights(std::shared_ptr<const WeightSet> weights, std::shared_ptr<const WeightSource> source) override {
+    return inner_->stream_weights(std::move(weights), std::move(source));
+  }
   Result<LaneId> open_lane(std::shared_ptr<const ProgramSet> programs) override { return inner_->open_lane(std::move(programs)); }
   void close_lane(LaneId lane) override { inner_->close_lane(lane); }
   std::span<std::byte> memory(LaneId lane, SlotId slot) override { return inner_->memory(lane, slot); }

@@ -251,11 +251,11 @@ TEST_CASE("passes: activations join what makes them", "[compiler]") {
   REQUIRE(compile_denoiser(config, denoiser_weights(config, layout, Compute::f32).value(), layout, Compute::f32,
                            shape_of(2, 4, 6), &trace)
               .ok());
-  REQUIRE(trace.entries.size() == 4);
+  REQUIRE(trace.entries.size() == 5);
   CHECK(trace.entries[0].pass == "front end");
   CHECK(trace.entries[0].text.find("block0.prompt.ff.gelu") != std::string::npos);
   CHECK(trace.entries[1].text.find("block0.prompt.ff.up+gelu") != std::string::npos);
-  CHECK(trace.entries[3].text.find("linear_to_slices block0.prompt.ff.up+gelu") != std::string::npos);
+  CHECK(trace.entries[4].text.find("linear_to_slices block0.prompt.ff.up+gelu") != std::string::npos);
   // The condition of all norms is used many times: it stays by itself.
   CHECK(trace.entries[1].text.find("activate") != std::string::npos);
 }

@@ -82,8 +82,9 @@ StageDemand decoder() {
 Demand demand_of_stages(std::vector<StageDemand> stages) { return {"toy", "float32", 1 << 16, std::move(stages)}; }
 
 /// Everything that must hold of any plan; empty when it does.
-std::string broken_rule(const Plan& plan, const Demand& demand, const ClusterSpec& cluster,
+std::string broken_rule(const Plan& plan, Demand demand, const ClusterSpec& cluster,
                         const std::set<std::uint32_t>& lost = {}) {
+  demand.streamed_weights = plan.streamed;
   if (plan.cards.size() != cluster.card_count()) return "cards are missing";
   if (plan.stages.size() != demand.stages.size()) return "stages are missing";
   std::vector<MemoryBill> bills(plan.cards.size());
@@ -407,13 +408,24 @@ TEST_CASE("planner: a request that cannot be met says what can", "[topology][pla
 TEST_CASE("planner: a model that does not fit names the card and the shortfall", "[topology][planner]") {
   auto stage = denoiser(8, 1);
   stage.weight_bytes_sliced = std::uint64_t{4} << 30;
-  const auto two = make_plan(cluster_of({{{}}, {{}}}), {}, demand_of_stages({stage}));
+  DeploymentSpec resident;
+  resident.weights = WeightPlacement::resident;
+  const auto two = make_plan(cluster_of({{{}}, {{}}}), resident, demand_of_stages({stage}));
   REQUIRE_FALSE(two.ok());
   CHECK(two.error().code == ErrorCode::no_feasible_plan);
   CHECK(two.error().message ==
         "model 'toy' does not fit cluster 'test': card n1:0 has 1.00 GiB for the denoiser, which needs at least "
         "3.51 GiB there (2.51 GiB too little)");
   CHECK(two.error().hint == "add cards or memory, or ask for fewer or smaller frames");
+  // Streamed, a card needs two of the blocks: these have two, so nothing is won; with sixteen it fits.
+  CHECK_FALSE(make_plan(cluster_of({{{}}, {{}}}), {}, demand_of_stages({stage})).ok());
+  auto deep = stage;
+  deep.blocks = 16;
+  const auto streamed = make_plan(cluster_of({{{}}, {{}}}), {}, demand_of_stages({deep}));
+  REQUIRE(streamed.ok());
+  CHECK(streamed.value().streamed);
+  CHECK(streamed.value().bills[0].total() <= std::uint64_t{1} << 30);
+  CHECK_FALSE(make_plan(cluster_of({{{}}, {{}}}), resident, demand_of_stages({deep})).ok());
   // Eight cards of the same size hold it in tensor split only.
   const auto eight = make_plan(cluster_of({{{}, {}, {}, {}}, {{}, {}, {}, {}}}), {}, demand_of_stages({stage}));
   REQUIRE(eight.ok());
