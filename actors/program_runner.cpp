@@ -47,6 +47,8 @@ ProgramRunner::ProgramRunner(cards::Card& card, protocol::Exchange& exchange, co
       seat_(seat),
       request_(request),
       lane_(lane),
+      step_row_(trace::track(card.options().name + " steps")),
+      exchange_row_(trace::track(card.options().name + " exchange")),
       programs_(std::move(programs)),
       deadline_(deadline),
       probe_(probe),
@@ -105,6 +107,7 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
   // Command::reuses speaks of sends of the same run only; those of the run before must be through.
   for (cards::SlotId slot = 0; slot < programs_->slots.size(); ++slot) ORRERY_TRY_DONE(wait_until_unlent(slot));
   const auto& commands = programs_->programs[program].commands;
+  const trace::Span whole(step_row_, trace::Category::step, programs_->programs[program].name, {.request = request_, .step = step});
   reach(FaultEvent::step_begin, program, step);
   if (static_cast<topology::StageKind>(seat_.stage) == topology::StageKind::text_encoder) reach(FaultEvent::encode, program, step);
   if (static_cast<topology::StageKind>(seat_.stage) == topology::StageKind::decoder) reach(FaultEvent::decode, program, step);
@@ -238,6 +241,7 @@ MessageKey ProgramRunner::key_of(std::uint32_t program, const cards::Command& co
 Status ProgramRunner::begin_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
   ORRERY_TRY(prepared, prepare(program, index));
   const auto& command = programs_->programs[program].commands[index];
+  const trace::Span span(exchange_row_, trace::Category::exchange, command.label);
   auto key = key_of(program, command, step);
   key.source = seat_.self();
   const auto send = [&](cards::SlotId slot, protocol::EndpointId target, std::uint16_t part, const protocol::Region& region) -> Status {
@@ -266,6 +270,7 @@ Status ProgramRunner::begin_exchange(std::uint32_t program, std::uint32_t index,
 Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
   ORRERY_TRY(prepared, prepare(program, index));
   const auto& command = programs_->programs[program].commands[index];
+  const trace::Span span(exchange_row_, trace::Category::exchange, command.label);
   auto key = key_of(program, command, step);
   key.target = seat_.self();
   const auto until = clock_.now() + wait_limit_;
@@ -273,7 +278,10 @@ Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t in
   const auto receive = [&](protocol::EndpointId source, std::uint16_t part) -> Result<protocol::Message> {
     key.source = source;
     key.part = part;
-    auto message = exchange_.receive(key, until);
+    auto message = [&] {
+      const trace::Span wait(exchange_row_, trace::Category::wait, command.label);
+      return exchange_.receive(key, until);
+    }();
     if (message.ok()) {
       arrived = std::max(arrived, message.value().arrived);
       return message;

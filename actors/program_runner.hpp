@@ -18,6 +18,7 @@
 
 #include "actors/fault_switch.hpp"
 #include "base/clock.hpp"
+#include "base/trace.hpp"
 #include "cards/card.hpp"
 #include "compiler/layout.hpp"
 #include "protocol/collective/ordered_reduce_scatter.hpp"
@@ -118,6 +119,7 @@ private:
   const Seat seat_;
   const std::uint64_t request_;
   const cards::LaneId lane_;
+  const trace::Track step_row_, exchange_row_;
   const std::shared_ptr<const cards::ProgramSet> programs_;
   const Duration deadline_;
   const FaultProbe probe_;

@@ -36,7 +36,7 @@ Result<std::unique_ptr<Card>> CpuCard::create(const CardOptions& options) {
 }
 
 CpuCard::CpuCard(const CardOptions& options, std::unique_ptr<DeviceMemory> memory)
-    : options_(options), memory_(std::move(memory)), pool_(options.threads) {}
+    : options_(options), compute_row_(trace::track(options.name + " compute")), memory_(std::move(memory)), pool_(options.threads) {}
 
 CardUse CpuCard::use() const {
   CardUse use;
@@ -182,6 +182,7 @@ Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t 
   if (lane.weights != nullptr) {
     for (const auto weight : command.weights) weights.push_back(lane.weights->weights[weight]);
     const std::lock_guard turn(command_mutex_);
+    const trace::Span span(compute_row_, trace::Category::compute, command.label);
     return kernel({command, inputs, outputs, weights, scalars, pool_});
   }
   const auto streaming = stream();
@@ -189,6 +190,7 @@ Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t 
   Status status = Done{};
   {
     const std::lock_guard turn(command_mutex_);
+    const trace::Span span(compute_row_, trace::Category::compute, command.label);
     status = kernel({command, inputs, outputs, weights, scalars, pool_});
   }
   streaming->release(id, program, index);

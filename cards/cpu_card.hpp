@@ -16,6 +16,7 @@
 #include <mutex>
 #include <vector>
 
+#include "base/trace.hpp"
 #include "cards/card.hpp"
 #include "cards/device_memory.hpp"
 #include "cards/kernels/kernels.hpp"
@@ -56,6 +57,7 @@ private:
   std::shared_ptr<WeightStream> stream() const;
 
   const CardOptions options_;
+  const trace::Track compute_row_;
   const std::unique_ptr<DeviceMemory> memory_;  // Outlives everything that lies in it.
   mutable std::mutex mutex_;                    // Guards the tables below.
   std::map<std::string, std::shared_ptr<const LoadedWeights>> weights_;

@@ -17,6 +17,8 @@ std::string text_of(std::uint64_t bytes) { return text_of_bytes(static_cast<doub
 
 WeightStream::WeightStream(std::string card, DeviceMemory& memory, double bandwidth)
     : card_(std::move(card)),
+      copy_row_(trace::track(card_ + " copy in")),
+      wait_row_(trace::track(card_ + " compute")),
       memory_(memory),
       bandwidth_(bandwidth),
       scheduler_(bandwidth > 0 ? bandwidth : rate_assumed),
@@ -177,6 +179,7 @@ Status WeightStream::acquire(LaneId id, std::uint32_t program, std::uint32_t com
     use_.look_ahead_bytes = scheduler_.look_ahead_bytes(before);
     use_.look_ahead_bytes_max = std::max(use_.look_ahead_bytes_max, use_.look_ahead_bytes);
     ++use_.visits;
+    if (trace::enabled()) trace::counter(card_ + " weights ahead", use_.look_ahead_bytes);
   }
   const auto present = [&] {
     return std::all_of(units.begin(), units.end(), [&](UnitId unit) { return scheduler_.present(unit); });
@@ -193,7 +196,9 @@ Status WeightStream::acquire(LaneId id, std::uint32_t program, std::uint32_t com
     failure.reset();  // A read that failed is tried again by the next who needs it.
     changed_.notify_all();
     arrived_.wait(lock, [&] { return present() || failure.has_value(); });
-    const auto waited = clock_.now() - before;
+    const auto until = clock_.now();
+    const auto waited = until - before;
+    trace::complete(wait_row_, trace::Category::wait, "weights", before, until);
     lane.stalled += waited;
     use_.stall_seconds += seconds_of(waited);
     if (!present()) {
@@ -305,6 +310,7 @@ void WeightStream::copy(UnitId unit, std::size_t slot, std::unique_lock<std::mut
   scheduler_.copy_begins(unit);
   const auto memory = slots_[slot].block.bytes();
   lock.unlock();
+  const trace::Span span(copy_row_, trace::Category::copy, component.set->weights[what.first].tensor, {.bytes = what.bytes});
   const auto begun = clock_.now();
   std::vector<PlacedWeight> placed;
   std::optional<Error> failure;

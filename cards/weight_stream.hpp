@@ -22,6 +22,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/trace.hpp"
 #include "cards/card.hpp"
 #include "cards/copy_scheduler.hpp"
 #include "cards/device_memory.hpp"
@@ -105,6 +106,7 @@ private:
   Lane& lane_of(LaneId lane) { return lanes_.at(lane); }
 
   const std::string card_;
+  const trace::Track copy_row_, wait_row_;
   DeviceMemory& memory_;
   const double bandwidth_;
   const SteadyClock clock_;
