@@ -395,6 +395,10 @@ void FaultyTransport::remove_peer(PeerId peer) {
 }
 
 TransportStatistics FaultyTransport::statistics() const { return state_->inner->statistics(); }
+std::optional<Shard> FaultyTransport::stage(PeerId peer, const Shard& payload) { return state_->inner->stage(peer, payload); }
+bool FaultyTransport::helps(PeerId peer) const { return state_->inner->helps(peer); }
+void FaultyTransport::help(Duration longest) { state_->inner->help(longest); }
+void FaultyTransport::wake_helper() { state_->inner->wake_helper(); }
 
 Status FaultyTransport::send(PeerId peer, const HeaderBytes& header, Shard payload) {
   auto sent_header = header;

@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "base/clock.hpp"
 #include "protocol/transport.hpp"
@@ -112,6 +113,12 @@ public:
   void remove_peer(PeerId peer) override;
   Status send(PeerId peer, const HeaderBytes& header, Shard payload) override;
   TransportStatistics statistics() const override;
+
+  // Frames that may be damaged here have checksums: `unchecked` stays false, also for what comes.
+  std::optional<Shard> stage(PeerId peer, const Shard& payload) override;
+  bool helps(PeerId peer) const override;
+  void help(Duration longest) override;
+  void wake_helper() override;
 
 private:
   struct State;

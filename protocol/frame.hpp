@@ -52,7 +52,7 @@ struct FrameHeader {
   std::uint64_t chunk_offset = 0;
 
   std::uint64_t payload_bytes = 0;
-  std::uint64_t checksum = 0;  // xxh3_of(payload).
+  std::uint64_t checksum = 0;  // xxh3_of(payload); 0: none, in a frame that passed no wire.
 
   ErrorCode refusal = ErrorCode::internal;  // Refusal only.
 

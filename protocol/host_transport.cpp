@@ -1,9 +1,17 @@
 #include "protocol/host_transport.hpp"
 
+#include "base/log.hpp"
+#include "protocol/shm_transport.hpp"
+
 namespace orrery::protocol {
 
 Result<std::unique_ptr<Transport>> make_host_transport(const HostTransportOptions& options) {
-  return make_zmq_transport(options.wire);
+  ORRERY_TRY(transport, make_zmq_transport(options.wire));
+  if (options.path == HostPath::zmq) return transport;
+  auto shared = make_shm_transport(transport);
+  if (shared.ok() || options.path == HostPath::shm) return shared;
+  log_event(Level::info, "shm.not_used", {{"why", shared.error().message}});
+  return transport;
 }
 
 Result<HostTransportOptions> host_transport_of(std::string_view name, PeerId self, const std::string& host,

@@ -102,7 +102,7 @@ struct FrameHeader {
   chunkOffset @22 :UInt64;       # Bytes; where in the message part 2 begins.
   payloadBytes @23 :UInt64;      # Length of part 2; chunkOffset + payloadBytes <= messageBytes. 0 only when the
                                  # message is empty, or the kind has no payload.
-  checksum @24 :UInt64;          # XXH3-64 of part 2.
+  checksum @24 :UInt64;          # XXH3-64 of part 2. 0: none; only in frames that pass no wire (shm_transport.hpp).
 
   # --- Kind refusal; since 1.
   refusal @25 :UInt16;           # A number of base/errors.hpp, e.g. 46 version_mismatch.

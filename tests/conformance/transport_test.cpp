@@ -29,6 +29,7 @@
 #include "protocol/faulty_transport.hpp"
 #include "protocol/inproc_transport.hpp"
 #include "protocol/loopback_transport.hpp"
+#include "protocol/shm_transport.hpp"
 #include "protocol/zmq_transport.hpp"
 #include "tests/support/keys.hpp"
 
@@ -58,11 +59,15 @@ public:
     if (kind_ == "faulty(0)")
       return std::make_unique<FaultyTransport>(make_inproc_transport(hub_, self, queue_frames), FaultOptions{});
     ZmqOptions options{.self = self, .queue_frames = queue_frames};
-    if (kind_ == "zmq-ipc") options.bind = "ipc://" + folder_.path + "/" + std::to_string(self);
-    if (kind_ == "zmq-curve") options.security = keys_.security("n" + std::to_string(self));
+    if (kind_ == "zmq-ipc" || kind_ == "shm-ipc") options.bind = "ipc://" + folder_.path + "/" + std::to_string(self);
+    if (kind_.ends_with("-curve")) options.security = keys_.security("n" + std::to_string(self));
     auto made = make_zmq_transport(options);
     if (!made.ok()) FAIL(made.error().text());
-    return std::move(made).value();
+    if (!kind_.starts_with("shm")) return std::move(made).value();
+    auto inner = std::move(made).value();
+    auto shared = make_shm_transport(inner, {.pool_bytes = std::uint64_t{32} << 20});
+    if (!shared.ok()) FAIL(shared.error().text());
+    return std::move(shared).value();
   }
 
   // Turns the network, or waits for its threads; ten seconds mean "never".
@@ -153,7 +158,7 @@ Shard counted(const std::vector<std::byte>& bytes, std::atomic<int>& released) {
   return Shard(std::span(bytes), [&released] { ++released; });
 }
 
-#define EACH_TRANSPORT GENERATE(as<std::string>{}, "loopback", "inproc", "faulty(0)", "zmq-ipc", "zmq-tcp", "zmq-curve")
+#define EACH_TRANSPORT GENERATE(as<std::string>{}, "loopback", "inproc", "faulty(0)", "zmq-ipc", "zmq-tcp", "zmq-curve", "shm-ipc", "shm-tcp", "shm-curve")
 
 }  // namespace
 
