@@ -83,6 +83,8 @@ public:
       if (document.kind == "Deployment")
         into_.deployments_[document.name] = read_deployment(document.spec(), document.name, reader_);
       if (document.kind == "Scenario") into_.scenarios_[document.name] = read_scenario(document.spec(), document.name, reader_);
+      if (document.kind == "Experiment")
+        into_.experiments_[document.name] = read_experiment(document.spec(), document.name, reader_);
     }
     read_shipped_deployments();
     check_references();
@@ -226,12 +228,17 @@ private:
         {"Model", model_keys()},
         {"Deployment", deployment_keys()},
         {"CardProfile", card_profile_schema().keys()},
-        {"Scenario", scenario_keys()}};
+        {"Scenario", scenario_keys()},
+        {"Experiment", experiment_keys()}};
     std::string kind;
     std::vector<std::string> all_keys;
+    // Scenario and Experiment share keys: the kind that is there.
+    const auto present = [&](const std::string& name) {
+      return std::any_of(into_.documents_.begin(), into_.documents_.end(), [&](const Document& one) { return one.kind == name; });
+    };
     for (const auto& [name, keys] : owners) {
       all_keys.insert(all_keys.end(), keys.begin(), keys.end());
-      if (kind.empty() && std::find(keys.begin(), keys.end(), first) != keys.end()) kind = name;
+      if ((kind.empty() || !present(kind)) && std::find(keys.begin(), keys.end(), first) != keys.end() && (kind.empty() || present(name))) kind = name;
     }
     std::size_t count = 0;
     const auto set_in = [&](Document& document) {
@@ -239,10 +246,8 @@ private:
       if (auto done = set_value(document.root, "spec." + path, value); !done.ok())
         complain_about(source, "E205", done.error().message);
     };
-    for (auto& document : into_.documents_) {
-      const bool other = document.kind == "Experiment";
-      if (kind.empty() ? other && document.spec().find(first) != nullptr : document.kind == kind) set_in(document);
-    }
+    for (auto& document : into_.documents_)
+      if (!kind.empty() && document.kind == kind) set_in(document);
     if (count == 0 && kind == "Deployment") {
       Findings none;
       auto documents =
@@ -282,6 +287,8 @@ private:
     bool missing = false;
     for (const auto& [name, scenario] : into_.scenarios_)
       missing |= !scenario.deployment.empty() && !into_.deployments_.contains(scenario.deployment);
+    for (const auto& [name, experiment] : into_.experiments_)
+      missing |= !experiment.deployment.empty() && !into_.deployments_.contains(experiment.deployment);
     if (!missing) return;
     for (const auto& document : shipped_documents("deployments"))
       if (document.kind == "Deployment" && !is_own(document))
@@ -313,6 +320,8 @@ private:
     for (const auto& document : into_.documents_) {
       if (document.kind == "Scenario")
         check_reference(document, "deployment", into_.scenarios_.at(document.name).deployment, into_.deployments_, into_.shipped_deployments_);
+      if (document.kind == "Experiment")
+        check_reference(document, "deployment", into_.experiments_.at(document.name).deployment, into_.deployments_, into_.shipped_deployments_);
       if (document.kind != "Deployment") continue;
       const auto& deployment = into_.deployments_.at(document.name);
       check_reference(document, "cluster", deployment.cluster, into_.clusters_, into_.shipped_clusters_);

@@ -12,6 +12,7 @@
 #include "base/yaml_schema.hpp"
 #include "topology/cluster_spec.hpp"
 #include "topology/deployment_spec.hpp"
+#include "topology/experiment_spec.hpp"
 #include "topology/model_spec.hpp"
 #include "topology/scenario_spec.hpp"
 
@@ -47,12 +48,13 @@ public:
   const Findings& findings() const { return findings_; }
   bool ok() const { return !has_errors(findings_); }
 
-  /// In file order, all kinds. Experiment and Plan are kept as they are, for whoever runs them.
+  /// In file order, all kinds. Plan is kept as it is, for whoever runs it.
   const std::vector<Document>& documents() const { return documents_; }
   const std::map<std::string, ClusterSpec>& clusters() const { return clusters_; }
   const std::map<std::string, ModelSpec>& models() const { return models_; }
   const std::map<std::string, DeploymentSpec>& deployments() const { return deployments_; }
   const std::map<std::string, ScenarioSpec>& scenarios() const { return scenarios_; }
+  const std::map<std::string, ExperimentSpec>& experiments() const { return experiments_; }
   /// Those of the files and the shipped ones.
   const CardTypes& card_types() const { return card_types_; }
 
@@ -68,8 +70,9 @@ private:
   std::vector<Document> documents_;
   std::map<std::string, ClusterSpec> clusters_, shipped_clusters_;
   std::map<std::string, ModelSpec> models_, shipped_models_;
-  std::map<std::string, DeploymentSpec> deployments_, shipped_deployments_;  // The latter for scenarios only.
+  std::map<std::string, DeploymentSpec> deployments_, shipped_deployments_;  // The latter for scenarios and experiments.
   std::map<std::string, ScenarioSpec> scenarios_;
+  std::map<std::string, ExperimentSpec> experiments_;
   CardTypes card_types_;
   Findings findings_;
 };

@@ -3,6 +3,7 @@
 #include "topology/card_profile.hpp"
 #include "topology/cluster_spec.hpp"
 #include "topology/deployment_spec.hpp"
+#include "topology/experiment_spec.hpp"
 #include "topology/model_spec.hpp"
 #include "topology/scenario_spec.hpp"
 
@@ -13,7 +14,8 @@ std::vector<KindSchema> topology_kinds() {
           {"CardProfile", card_profile_schema().json_schema(), card_profile_schema().pages()},
           {"Model", model_json_schema(), model_pages()},
           {"Deployment", deployment_json_schema(), deployment_pages()},
-          {"Scenario", scenario_json_schema(), scenario_pages()}};
+          {"Scenario", scenario_json_schema(), scenario_pages()},
+          {"Experiment", experiment_json_schema(), experiment_pages()}};
 }
 
 OrderedJson json_schema_of(std::span<const KindSchema> kinds) {

@@ -18,14 +18,14 @@ struct Metadata {
 std::vector<SchemaPage> metadata_pages();
 OrderedJson metadata_json_schema();
 
-/// One kind of document. Folders above add theirs (Experiment) to `topology_kinds`.
+/// One kind of document.
 struct KindSchema {
   std::string kind;
   OrderedJson spec;               // JSON Schema of `spec`.
   std::vector<SchemaPage> pages;  // The kind's own page first.
 };
 
-/// Cluster, CardProfile, Model, Deployment, Scenario.
+/// Cluster, CardProfile, Model, Deployment, Scenario, Experiment.
 std::vector<KindSchema> topology_kinds();
 
 /// One draft-07 schema for documents of all these kinds, told apart by `kind`.
