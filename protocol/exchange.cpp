@@ -15,6 +15,7 @@
 #include "base/log.hpp"
 #include "base/trace.hpp"
 #include "base/units.hpp"
+#include "protocol/shm_segment.hpp"
 
 namespace orrery::protocol {
 namespace {
@@ -380,6 +381,8 @@ struct Exchange::State {
   void on_frame(PeerId from, std::span<const std::byte> bytes, Shard payload, bool through_memory) {
     auto decoded = decode_header(bytes, payload.size());
     Status checked = Done{};
+    // Told by a peer that shares memory to one that does not: no frame.
+    if (!decoded.ok() && parse_introduction(bytes)) return;
     const bool bare = through_memory && decoded.ok() && decoded.value().checksum == 0;
     if (decoded.ok() && payload.size() > 0 && !bare) checked = check_payload(decoded.value(), payload.bytes());
     locked([&](Afterwards& afterwards) {

@@ -236,7 +236,16 @@ ShmLink::ShmLink(std::shared_ptr<ShmHome> home, std::shared_ptr<ShmLanes> lanes,
                  std::shared_ptr<ShmNeighbour> neighbour, ShmPlace theirs)
     : home_(std::move(home)), lanes_(std::move(lanes)), own_(own), theirs_(theirs), neighbour_(std::move(neighbour)) {}
 
-ShmLink::~ShmLink() { lanes_->give_back(own_); }
+ShmLink::~ShmLink() {
+  if (has_lane_) lanes_->give_back(own_);
+}
+
+std::optional<ShmPlace> ShmLink::give_up_lane() {
+  if (written_ != 0 || read_ != 0 || detached_ || !has_lane_) return std::nullopt;
+  has_lane_ = false;
+  detached_ = true;
+  return own_;
+}
 
 std::optional<std::uint64_t> ShmLink::room() {
   const auto read = their_lane().read.load(std::memory_order_seq_cst);

@@ -118,6 +118,8 @@ public:
   const ShmPlace& own() const { return own_; }
   const ShmPlace& theirs() const { return theirs_; }
   const ShmNeighbour& neighbour() const { return *neighbour_; }
+  /// The own lane, for another link, if no frame has gone either way; then this one is at its end.
+  std::optional<ShmPlace> give_up_lane();
 
   // --- The sending half.
 
@@ -177,6 +179,7 @@ private:
   // The reading half.
   std::uint64_t read_ = 0;
   bool detached_ = false;
+  bool has_lane_ = true;
 };
 
 }  // namespace orrery::protocol

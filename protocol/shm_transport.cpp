@@ -292,7 +292,14 @@ private:
     if (!peer.link || peer.link->theirs() != introduction.own) {
       // Another life, or another lane: from here on a new beginning.
       auto neighbour = ShmNeighbour::open(introduction);
-      if (peer.link) unlink(peer);
+      if (peer.link) {
+        // A lane that was never used stays: if both sides answered a new lane with a new lane, they would never meet.
+        const auto former = peer.link;
+        const auto own = former->give_up_lane();
+        unlink(peer);
+        if (own) std::erase_if(reading_, [&](const auto& each) { return each.link == former; });
+        peer.own = own;
+      }
       if (!neighbour.ok()) {
         if (neighbour.error().code != ErrorCode::unreachable)
           log_event(Level::warn, "shm.refused", {{"peer", id}, {"why", neighbour.error().message}});

@@ -5,7 +5,7 @@
 // A good number: 2 ranks move each byte through memory about twice (sender's copy, receiver's sum or copy), so the time
 // is near 2 x bytes / memcpy rate for large messages, and near two wake-ups of a sleeping thread for small ones.
 //
-//   bench_collectives ranks=2 transport=shm sizes=4096,262144 [spin_us=0] [iterations=N] [check=1]
+//   bench_collectives ranks=2 transport=shm sizes=4096,262144 [spin_us=0] [budget=MIB_PER_SIZE]
 //   bench_collectives memcpy sizes=...       and      bench_collectives wake
 //
 // Prints "bytes microseconds" per size, the mean over the iterations at rank 0.
@@ -72,7 +72,8 @@ std::vector<std::uint64_t> sizes_of(const std::string& text) {
 }
 std::uint64_t iterations_of(std::uint64_t bytes, const Arguments& arguments) {
   if (arguments.contains("iterations")) return std::stoull(arguments.at("iterations"));
-  return std::clamp<std::uint64_t>((std::uint64_t{128} << 20) / bytes, 4, 1000);
+  const auto budget = arguments.contains("budget") ? std::stoull(arguments.at("budget")) : 128;  // MiB per size.
+  return std::clamp<std::uint64_t>((budget << 20) / bytes, 4, 1000);
 }
 double microseconds_since(Time begin, const Clock& clock) { return seconds_of(clock.now() - begin) * 1e6; }
 

@@ -141,6 +141,115 @@ TEST_CASE("ordered reduce-scatter: every ownership gives the bits of one card", 
   }
 }
 
+TEST_CASE("ordered reduce-scatter: adding within nodes first gives the same bits", "[protocol][collective]") {
+  const auto slices = GENERATE(2U, 3U, 5U, 8U, 12U);
+  const auto rows = GENERATE(std::uint64_t{1}, std::uint64_t{7}, std::uint64_t{65});
+  CAPTURE(slices, rows);
+  const std::uint64_t width = 5;
+  const auto all = partials(slices, rows * width, 43);
+  Random random(slices * 1000 + rows);
+  for (int round = 0; round < 20; ++round) {
+    const auto ranks = 1 + static_cast<std::uint32_t>(random.below(slices));
+    const auto owned = deal(slices, ranks, random);
+    const auto ranges = rows_for(rows, owned);
+    std::vector<ReduceRank> group;
+    for (std::uint32_t r = 0; r < ranks; ++r)
+      group.push_back({100 + r, owned[r], ranges[r], static_cast<std::uint32_t>(random.below(3))});
+    // Some messages are relayed, some are too short for it.
+    const auto relay_bytes = random.below(2) == 0 ? 0 : random.below(rows * width * 4);
+
+    std::vector<OrderedReduceScatter> reduces;
+    std::vector<std::vector<std::vector<float>>> pieces(ranks);
+    Wire wire;
+    const auto take = [&](EndpointId source, EndpointId target, std::uint16_t part, std::uint64_t bytes) {
+      const auto found = wire.find({source, target, part});
+      REQUIRE(found != wire.end());
+      CHECK(found->second.bytes() == bytes);
+      auto message = std::move(found->second);
+      wire.erase(found);
+      return message;
+    };
+    for (std::uint32_t r = 0; r < ranks; ++r) {
+      auto made = OrderedReduceScatter::create(slices, group, 100 + r, width, relay_bytes);
+      REQUIRE(made.ok());
+      reduces.push_back(std::move(made).value());
+      for (const auto piece : reduces[r].pieces()) {
+        std::vector<Summand> leaves;
+        for (auto each = piece.begin; each < piece.end; ++each) leaves.push_back({{each, each + 1}, {bytes_of(all[each])}});
+        pieces[r].emplace_back(rows * width);
+        REQUIRE(tree_sum(piece, leaves, pieces[r].back()).ok());
+      }
+      for (const auto& send : reduces[r].sends()) {
+        const auto from = bytes_of(pieces[r][send.piece]).subspan(send.offset, send.bytes);
+        REQUIRE(wire.emplace(std::tuple(100 + r, send.target, send.part), message_of(from, 4 * (1 + random.below(40)))).second);
+      }
+    }
+    for (std::uint32_t r = 0; r < ranks; ++r) {
+      const std::vector<std::span<const float>> own(pieces[r].begin(), pieces[r].end());
+      for (std::size_t i = 0; i < reduces[r].relays().size(); ++i) {
+        const auto& relay = reduces[r].relays()[i];
+        CHECK(group[relay.target - 100].node != group[r].node);
+        std::vector<Message> received;
+        for (const auto& each : relay.receives) {
+          CHECK(group[each.source - 100].node == group[r].node);
+          received.push_back(take(each.source, 100 + r, each.part, each.bytes));
+        }
+        std::vector<float> sum(relay.rows.count() * width);
+        REQUIRE(reduces[r].relay(i, own, received, sum).ok());
+        REQUIRE(wire.emplace(std::tuple(100 + r, relay.target, relay.part), message_of(bytes_of(sum), 64)).second);
+        CHECK_FALSE(reduces[r].relay(i, own, {}, {}).ok());
+      }
+    }
+    for (std::uint32_t r = 0; r < ranks; ++r) {
+      const std::vector<std::span<const float>> own(pieces[r].begin(), pieces[r].end());
+      std::vector<Message> received;
+      for (const auto& each : reduces[r].receives()) received.push_back(take(each.source, 100 + r, each.part, each.bytes));
+      std::vector<float> out(ranges[r].count() * width, -1.0f);
+      REQUIRE(reduces[r].combine(own, received, out).ok());
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        const auto expected = plain_sum({0, slices}, all, ranges[r].begin * width + i);
+        if (std::bit_cast<std::uint32_t>(out[i]) != std::bit_cast<std::uint32_t>(expected))
+          FAIL("round " << round << " rank " << r << " value " << i << ": " << out[i] << " is not " << expected);
+      }
+    }
+    CHECK(wire.empty());
+  }
+}
+
+TEST_CASE("ordered reduce-scatter: with n cards per node an n-th of the bytes travels between nodes", "[protocol][collective]") {
+  const std::uint64_t rows = 64, width = 256;
+  const auto between_nodes = [&](std::uint32_t nodes, std::uint32_t cards, bool relayed) {
+    std::vector<ReduceRank> group;
+    const auto ranks = nodes * cards;
+    for (std::uint32_t r = 0; r < ranks; ++r)
+      group.push_back({r, {r}, {rows * r / ranks, rows * (r + 1) / ranks}, relayed ? r / cards : 0});
+    std::uint64_t bytes = 0;
+    for (std::uint32_t r = 0; r < ranks; ++r) {
+      const auto reduce = OrderedReduceScatter::create(ranks, group, r, width, 0).value();
+      for (const auto& each : reduce.receives())
+        if (each.source / cards != r / cards) bytes += each.bytes;
+    }
+    return bytes;
+  };
+  const auto tensor = rows * width * 4;
+  CHECK(between_nodes(2, 2, false) == 2 * tensor);
+  CHECK(between_nodes(2, 2, true) == tensor);
+  CHECK(between_nodes(2, 4, false) == 4 * tensor);
+  CHECK(between_nodes(2, 4, true) == tensor);
+  CHECK(between_nodes(4, 2, true) == between_nodes(4, 2, false) / 2);
+
+  // The work of adding is shared out over the node's cards.
+  std::vector<ReduceRank> group;
+  for (std::uint32_t r = 0; r < 4; ++r) group.push_back({r, {r}, {16 * r, 16 * (r + 1)}, r / 2});
+  for (std::uint32_t r = 0; r < 4; ++r) CHECK(OrderedReduceScatter::create(4, group, r, width, 0).value().relays().size() == 1);
+}
+
+TEST_CASE("ordered reduce-scatter: pieces that make up no larger subtree of a node go directly", "[protocol][collective]") {
+  // Card 0 has the first slice, card 1 the last: between them nothing can be added.
+  const std::vector<ReduceRank> group{{0, {0}, {0, 2}, 0}, {1, {3}, {2, 4}, 0}, {2, {1, 2}, {4, 6}, 1}};
+  for (EndpointId self = 0; self < 3; ++self) CHECK(OrderedReduceScatter::create(4, group, self, 8, 0).value().relays().empty());
+}
+
 TEST_CASE("ordered reduce-scatter: contiguous power-of-two ownership sends one piece per card", "[protocol][collective]") {
   std::vector<ReduceRank> group{{0, {0, 1}, {0, 2}}, {1, {2, 3}, {2, 4}}, {2, {4, 5, 6, 7}, {4, 8}}};
   for (EndpointId r = 0; r < 3; ++r) {
