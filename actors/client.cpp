@@ -12,7 +12,9 @@
 #include "actors/board.hpp"
 #include "actors/control_state.hpp"
 #include "actors/edges.hpp"
+#include "actors/trace_collector.hpp"
 #include "base/digest.hpp"
+#include "base/trace.hpp"
 #include "protocol/exchange.hpp"
 #include "protocol/zmq_transport.hpp"
 
@@ -122,6 +124,8 @@ Result<std::uint32_t> Client::cancel(const std::string& id) {
   if (!cancelled.failure.ok()) return cancelled.failure.error();
   return cancelled.count;
 }
+
+std::unique_ptr<TraceCollector> Client::record_trace() { return TraceCollector::start(*state_->control, state_->host, state_->port); }
 
 Status Client::shut_down(const std::string& reason) {
   caf::anon_send(state_->coordinator, Shutdown{reason});
@@ -259,6 +263,8 @@ private:
 Result<std::string> Client::generate(const std::string& id, const RequestSpec& asked, const std::optional<TensorView>& noise,
                                      const ClientHandlers& handlers, Duration patience) {
   SteadyClock clock;
+  const auto row = trace::enabled() ? trace::track("generate") : trace::data_plane;
+  const trace::Span whole(row, trace::Category::request, "generate");
   const auto asked_at = clock.now();
   auto answer = state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator");
   // It may be away for a moment.
@@ -324,6 +330,7 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
     give_up = clock.now() + std::chrono::seconds(10);
   };
   const auto tell = [&](const std::string& text) {
+    trace::instant(row, trace::Category::incident, "told", {request, trace::no_step, 0, text});
     StageEvent notice;
     notice.kind = StageEvent::Kind::notice;
     notice.text = text;
@@ -361,6 +368,7 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
     }
     for (const auto& [key, message] : news.messages) {
       if (failure) break;
+      const trace::Span span(row, trace::Category::control, name_of(static_cast<Edge>(key.op)), {request, key.step, message.bytes(), {}});
       if (auto status = fetch.take(key, message); !status.ok()) cancel(status.error());
     }
     if (news.coordinator_lost && !alone) {

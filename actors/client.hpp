@@ -21,6 +21,8 @@
 
 namespace orrery::actors {
 
+class TraceCollector;
+
 /// What the cluster is and how it works, for provenance.
 struct ClusterFacts {
   std::string cluster, model, model_folder, dtype, numerics;
@@ -47,6 +49,9 @@ struct ClientHandlers {
   std::function<Status(std::span<const std::byte> rgb, std::uint64_t frames)> on_frames;
   /// With RequestSpec::save_tensors: names as edges.hpp, `step` where there are several.
   std::function<void(const std::string& name, std::uint32_t step, Tensor tensor)> on_tensor;
+  /// All frames are there; what is done now is done before the coordinator is told that the video is delivered, so that a
+  /// client that dies here can come back for it. `account`: what `generate` returns. An error leaves the request undelivered.
+  std::function<Status(const std::string& account)> on_complete;
   /// Asked about ten times a second; true cancels.
   std::function<bool()> interrupted;
 };
@@ -72,6 +77,8 @@ public:
   Result<ClusterFacts> facts();
   /// State of everything as JSON.
   Result<std::string> status();
+  /// Begins to record what all processes of the cluster do (trace_collector.hpp).
+  std::unique_ptr<TraceCollector> record_trace();
   /// Asks the cluster to end.
   Status shut_down(const std::string& reason);
 

@@ -10,6 +10,7 @@
 #include "actors/request_check.hpp"
 #include "base/fault_point.hpp"
 #include "base/log.hpp"
+#include "base/trace.hpp"
 #include "topology/plan_text.hpp"
 
 namespace orrery::actors {
@@ -52,6 +53,7 @@ caf::behavior coordinator_actor(caf::stateful_actor<CoordinatorState>* self, Coo
       [&state](const AttemptEnded& attempt) { state.on_attempt_ended(attempt); },
       [&state](const AskStatus&) { return state.on_status(); },
       [&state](const FaultCommand& command) { return state.on_fault(command); },
+      [&state](const AskTrace& ask) { return state.on_trace(ask); },
       [&state](const Shutdown& order) { state.on_shutdown(order); },
   };
 }
@@ -466,6 +468,7 @@ CoordinatorState::Incident& CoordinatorState::incident(const std::string& what) 
   entry.at = setup_.clock->now();
   entry.wall = setup_.wall_seconds();
   entry.what = what;
+  trace::instant(trace::track("incidents"), trace::Category::incident, "incident", {0, trace::no_step, 0, what});
   incidents_.push_back(std::move(entry));
   if (incidents_.size() > incidents_max) incidents_.pop_front();
   return incidents_.back();
@@ -497,7 +500,10 @@ void CoordinatorState::replan(const std::string& why) {
     replan_why_ = why;
     return publish();
   }
+  if (trace::enabled()) trace_epoch();
   epoch_ = next;
+  epoch_began_ = setup_.clock->now();
+  trace::instant(trace::track("epochs"), trace::Category::epoch, "new epoch", {0, trace::no_step, 0, "epoch " + std::to_string(epoch_) + ": " + why});
   for (auto& [which, node] : nodes_) node.loaded_epoch = 0;
   const auto lap = [&](double Incident::*member) {
     if (!incidents_.empty() && incidents_.back().*member < 0 && incidents_.back().resumed < 0)
@@ -629,6 +635,8 @@ void CoordinatorState::become_ready() {
   was_ready_ = true;
   spawn_failures_ = 0;
   log_event(Level::info, "cluster.ready", {{"epoch", epoch_}});
+  if (trace::enabled() && epoch_began_ != Time{})
+    trace::complete(trace::track("epochs"), trace::Category::epoch, "plan and load", epoch_began_, setup_.clock->now());
   // What nobody will ask for any more.
   std::set<std::uint64_t> stale;
   for (const auto& [which, node] : nodes_)
@@ -676,6 +684,8 @@ void CoordinatorState::journal_incidents() {
   for (auto& entry : incidents_) {
     if (entry.journaled || entry.resumed < 0) continue;
     entry.journaled = true;
+    const auto resumed = entry.at + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(entry.resumed));
+    trace::complete(trace::track("incidents"), trace::Category::incident, "until work goes on", entry.at, resumed, {0, trace::no_step, 0, entry.what});
     OrderedJson json{{"at", entry.wall}, {"epoch", entry.epoch}, {"what", entry.what}, {"resumed_ms", entry.resumed * 1000}};
     // For people, later; a full disk must not stop the cluster for it.
     if (setup_.journal)

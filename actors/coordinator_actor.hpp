@@ -80,6 +80,7 @@ public:
   void on_down(const caf::down_msg& down);
   caf::response_promise on_status();
   caf::response_promise on_fault(const FaultCommand& command);
+  caf::response_promise on_trace(const AskTrace& ask);
 
 private:
   struct Node {
@@ -184,6 +185,7 @@ private:
   Status write(const std::function<Status(Journal&)>& change);
   void later(std::function<Status(Journal&)> change);
   void journal_incidents();
+  void trace_epoch() const;
   ClusterRoutes routes() const;
 
   caf::stateful_actor<CoordinatorState>* self_ = nullptr;
@@ -209,6 +211,7 @@ private:
   Time ticked_{}, started_{};
   std::deque<std::function<Status(Journal&)>> unwritten_;  // What the disk did not take.
   std::string journal_trouble_;
+  Time epoch_began_{};  // In this life; for traces.
 };
 
 caf::behavior coordinator_actor(caf::stateful_actor<CoordinatorState>* self, CoordinatorSetup setup);

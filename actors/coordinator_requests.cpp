@@ -9,6 +9,7 @@
 #include "actors/request_check.hpp"
 #include "base/fault_point.hpp"
 #include "base/log.hpp"
+#include "base/trace.hpp"
 #include "topology/plan_text.hpp"
 
 namespace orrery::actors {
@@ -32,6 +33,23 @@ bool is_final(ErrorCode code) {
     case ErrorCode::card_memory_exhausted:
     case ErrorCode::numerics_mismatch: return true;
     default: return false;
+  }
+}
+
+Duration duration_of(double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); }
+
+/// Stages and steps as the coordinator hears of them, on the request's own row of a trace.
+void trace_progress(const RequestEvent& event, Time now) {
+  if (!trace::enabled() || !(event.seconds > 0)) return;
+  const auto kind = static_cast<EventKind>(event.kind);
+  const auto row = trace::track(trace::requests_track);
+  const auto begin = now - duration_of(event.seconds);
+  trace::Details details;
+  details.request = event.request;
+  if (kind == EventKind::stage_done) trace::complete(row, trace::Category::stage, event.stage, begin, now, details);
+  if (kind == EventKind::progress) {
+    details.step = static_cast<std::uint32_t>(event.done - 1);
+    trace::complete(row, trace::Category::step, event.stage + " " + std::to_string(event.done) + "/" + std::to_string(event.total), begin, now, details);
   }
 }
 
@@ -301,6 +319,10 @@ void CoordinatorState::start_attempt(Request& request) {
   request.client_left = false;
   request.attempt_epoch = epoch_;
   request.state = Request::State::running;
+  if (trace::enabled())
+    trace::instant(trace::track(trace::requests_track), trace::Category::request, "attempt",
+                   {request.number, trace::no_step, 0,
+                    "epoch " + std::to_string(epoch_) + ", from " + (attempt.at == decoder ? "the decoder" : resume_step > 0 ? "step " + std::to_string(resume_step) : "the start")});
   request.attempt = self_->spawn(request_actor, std::move(attempt));
 }
 
@@ -316,6 +338,7 @@ void CoordinatorState::on_request_event(const RequestEvent& event) {
   }
   request.done = event.done;
   request.total = event.total;
+  trace_progress(event, setup_.clock->now());
   // Kept here: an attempt that is interrupted later takes its account of finished stages along.
   if (kind == EventKind::stage_done && !event.details.empty())
     if (auto details = OrderedJson::parse(event.details, nullptr, false); !details.is_discarded()) request.timings[event.stage] = std::move(details);
@@ -367,6 +390,8 @@ void CoordinatorState::interrupted(Request& request, const Failure& failure, con
   request.state = Request::State::queued;
   ++request.interruptions;
   log_event(Level::warn, "request.interrupted", {{"request", request.number}, {"why", failure.message}});
+  if (trace::enabled())
+    trace::instant(trace::track(trace::requests_track), trace::Category::incident, "interrupted", {request.number, trace::no_step, 0, failure.message});
   if (++request.tries > tries_max)
     return finish(request, RequestOutcome::failed,
                   Error{static_cast<ErrorCode>(failure.code), "given up after " + std::to_string(tries_max) + " attempts without progress: " + failure.message,
@@ -405,6 +430,9 @@ void CoordinatorState::finish(Request& request, RequestOutcome outcome, const Fa
   request.attempt = nullptr;
   request.failure = failure;
   request.finished = setup_.clock->now();
+  if (trace::enabled())
+    trace::complete(trace::track(trace::requests_track), trace::Category::request, "request " + std::to_string(number), request.started, *request.finished,
+                    {number, trace::no_step, 0, failure.ok() ? std::string(name_of(outcome)) : failure.message});
   OrderedJson details;
   details["seconds"] = seconds_of(setup_.clock->now() - request.started);
   details["stages"] = request.timings;

@@ -1,14 +1,20 @@
-// What the coordinator says of everything, and fault commands that it hands on. See coordinator.hpp.
+// What the coordinator says of everything, and what it hands on to nodes: faults, traces. See coordinator.hpp.
 
 #include <chrono>
 #include <cmath>
 
 #include "actors/coordinator_actor.hpp"
+#include "actors/trace_answer.hpp"
+#include "base/trace.hpp"
 
 namespace orrery::actors {
 
 caf::response_promise CoordinatorState::on_fault(const FaultCommand& command) {
   auto promise = self_->make_response_promise();
+  if (static_cast<FaultVerb>(command.verb) != FaultVerb::list)
+    trace::instant(trace::track("incidents"), trace::Category::incident,
+                   static_cast<FaultVerb>(command.verb) == FaultVerb::inject ? "fault injected" : "fault healed",
+                   {0, trace::no_step, 0, command.node + " " + command.order});
   auto answers = std::make_shared<OrderedJson>(OrderedJson::array());
   auto left = std::make_shared<std::size_t>(0);
   auto failure = std::make_shared<Failure>();
@@ -63,6 +69,40 @@ caf::response_promise CoordinatorState::on_fault(const FaultCommand& command) {
           none.failure = error_of(self_->system(), error, "a node did not answer");
           answered(none);
         });
+  return promise;
+}
+
+// The epoch at hand; on its end, and when a recording ends.
+void CoordinatorState::trace_epoch() const {
+  if (epoch_began_ == Time{}) return;
+  trace::complete(trace::track("epochs"), trace::Category::epoch, "epoch " + std::to_string(epoch_), epoch_began_, setup_.clock->now());
+}
+
+caf::response_promise CoordinatorState::on_trace(const AskTrace& ask) {
+  auto promise = self_->make_response_promise();
+  if (ask.node.empty()) {
+    if (!(ask.lease_seconds > 0) && trace::enabled()) trace_epoch();
+    auto piece = answer_trace(ask, "");
+    for (const auto& [which, node] : nodes_)
+      if (node.state == Node::State::up) piece.nodes.push_back(which);
+    promise.deliver(piece);
+    return promise;
+  }
+  auto refuse = [promise](const Error& error) mutable {
+    TracePiece none;
+    none.failure = error;
+    promise.deliver(none);
+  };
+  const auto node = nodes_.find(ask.node);
+  if (node == nodes_.end() || node->second.state != Node::State::up) {
+    refuse(Error{ErrorCode::not_found, "node " + ask.node + " is not up"});
+    return promise;
+  }
+  self_->request(node->second.hello.node, std::chrono::seconds(1), ask)
+      .then([promise](const TracePiece& piece) mutable { promise.deliver(piece); },
+            [this, refuse, which = ask.node](const caf::error& error) mutable {
+              refuse(error_of(self_->system(), error, "node " + which + " did not answer"));
+            });
   return promise;
 }
 

@@ -11,6 +11,7 @@
 
 #include "base/fault_point.hpp"
 #include "base/log.hpp"
+#include "base/trace.hpp"
 
 namespace orrery::actors {
 namespace {
@@ -419,6 +420,8 @@ void FaultSwitch::fire(Entry& entry, std::optional<std::uint32_t> card) {
   ++entry.fired;
   const bool timed = entry.order.for_seconds > 0;
   if (timed) entry.ends_at = entry.fired_at + Duration(static_cast<std::int64_t>(entry.order.for_seconds * 1e9));
+  trace::instant(trace::track("faults"), trace::Category::incident, "fault fired",
+                 {0, trace::no_step, 0, entry.order.name + ": " + std::string(name_of(action))});
   log_event(Level::info, "fault.fired", {{"name", entry.order.name}, {"action", std::string(name_of(action))}});
   const auto& parameters = entry.order.parameters;
   if (of_process(action)) {

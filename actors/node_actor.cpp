@@ -4,6 +4,7 @@
 
 #include "actors/card_actor.hpp"
 #include "actors/request_check.hpp"
+#include "actors/trace_answer.hpp"
 #include "base/fault_point.hpp"
 #include "base/log.hpp"
 
@@ -22,6 +23,7 @@ constexpr auto answer_timeout = std::chrono::seconds(5);
 caf::behavior node_actor(caf::stateful_actor<NodeActorState>* self, NodeActorSetup setup) {
   auto& node = self->state;
   auto* backend = setup.backend;
+  const auto node_name = setup.name;
   node.start(self, std::move(setup));
   return {
       [&node](const Rejoin& order) { node.on_rejoin(order); },
@@ -43,6 +45,7 @@ caf::behavior node_actor(caf::stateful_actor<NodeActorState>* self, NodeActorSet
       [backend](const AskNodeHealth&) { return backend->health(); },
       [backend](const FaultCommand& command) { return backend->fault(command); },
       [backend](const HangNode& order) { backend->hang(order.fault); },
+      [node_name](const AskTrace& ask) { return answer_trace(ask, node_name); },
   };
 }
 

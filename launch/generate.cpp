@@ -20,6 +20,7 @@
 #include "launch/registry.hpp"
 #include "launch/security.hpp"
 #include "launch/sidecar.hpp"
+#include "launch/trace_option.hpp"
 #include "launch/verb.hpp"
 #include "launch/video_sink.hpp"
 #include "topology/model_spec.hpp"
@@ -30,7 +31,7 @@ namespace {
 struct GenerateArguments {
   ClusterArguments cluster;
   ConnectArguments connect;
-  std::string prompt, size, output = "video.mp4", noise, save_tensors;
+  std::string prompt, size, output = "video.mp4", noise, save_tensors, trace;
   std::optional<std::string> negative_prompt;
   std::optional<std::uint32_t> frames, steps, max_text_tokens;
   std::optional<double> guidance, fps;
@@ -240,27 +241,33 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
   };
   if (context.verbose()) progress.say("request " + id);
   const auto started = clock.now();
+  SidecarFacts sidecar;
+  std::string written;
+  handlers.on_complete = [&](const std::string& account) -> Status {
+    // What ran it in the end; the plan may have changed on the way.
+    if (auto now = client.facts(); now.ok() && !now.value().plan.empty()) facts = std::move(now).value();
+    progress.finish();
+    ORRERY_TRY(result, sink.finish());
+    if (spec.save_tensors) ORRERY_TRY_DONE(tensors.write(arguments.save_tensors));
+    sidecar.id = id;
+    sidecar.spec = spec;
+    sidecar.facts = facts;
+    sidecar.account = account;
+    sidecar.video = result;
+    sidecar.noise_file = arguments.noise;
+    sidecar.seconds = seconds_of(clock.now() - started);
+    ORRERY_TRY(path, write_sidecar(sidecar));
+    written = path;
+    return Done{};
+  };
   auto account = client.generate(id, spec, files.noise, handlers);
   if (broken) return *broken;
   if (!account.ok()) return account.error();
-  // What ran it in the end; the plan may have changed on the way.
-  if (auto now = client.facts(); now.ok() && !now.value().plan.empty()) facts = std::move(now).value();
-  progress.finish();
-  ORRERY_TRY(result, sink.finish());
-  if (spec.save_tensors) ORRERY_TRY_DONE(tensors.write(arguments.save_tensors));
+  const auto& result = sidecar.video;
   if (const auto json = parse_json(account.value(), "account"); json.ok())
     if (json.value().value(Json::json_pointer("/stages/text_encoder/truncated"), false))
       warn(context, "a prompt is longer than " + std::to_string(spec.max_text_tokens) + " tokens; what comes after them has no effect");
 
-  SidecarFacts sidecar;
-  sidecar.id = id;
-  sidecar.spec = spec;
-  sidecar.facts = facts;
-  sidecar.account = account.value();
-  sidecar.video = result;
-  sidecar.noise_file = arguments.noise;
-  sidecar.seconds = seconds_of(clock.now() - started);
-  ORRERY_TRY(written, write_sidecar(sidecar));
   if (!context.quiet())
     ORRERY_TRY_DONE(write_out(result.path + ": " + std::to_string(result.frames) + " frames of " + std::to_string(spec.width) + "x" +
                               std::to_string(spec.height) + " in " + text_of_seconds(sidecar.seconds) + "\nsha256 " + result.frames_sha256 +
@@ -287,9 +294,17 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     ORRERY_TRY(view, noise_view(*files.noise_file));
     files.noise = view;
   }
+  ORRERY_TRY(timeline, TraceSession::open(arguments.trace));
   ORRERY_TRY(signals, SignalWatch::create());
   SteadyClock clock;
   ProgressWriter progress(context, clock);
+  // The trace is written also of what failed: it shows why.
+  const auto generate = [&](actors::Client& client, LocalCluster* cluster) -> Result<int> {
+    timeline.follow(client);
+    auto result = generate_on(client, arguments, files, context, signals, progress, clock, cluster);
+    progress.finish();
+    return timeline.finish(context, std::move(result));
+  };
   const auto ended = [&](Result<int> result) -> Result<int> {
     progress.finish();
     if (!result.ok() && result.error().code == ErrorCode::cancelled)
@@ -301,7 +316,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
     ORRERY_TRY(running, running_clusters());
     if (!arguments.connect.cluster.empty() || !running.empty()) {
       ORRERY_TRY(client, connect_to(arguments.connect));
-      return ended(generate_on(*client.client, arguments, files, context, signals, progress, clock, nullptr));
+      return ended(generate(*client.client, nullptr));
     }
   }
   if (arguments.connect.security.tls == topology::TlsUse::always || arguments.connect.security.insecure)
@@ -334,7 +349,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   if (!cluster.ok()) return ended(cluster.error());
   auto client = cluster.value()->connect();
   if (!client.ok()) return ended(client.error());
-  return ended(generate_on(*client.value(), arguments, files, context, signals, progress, clock, cluster.value().get()));
+  return ended(generate(*client.value(), cluster.value().get()));
 }
 
 }  // namespace
@@ -368,6 +383,7 @@ void add_generate(CLI::App& app, VerbContext& context) {
   verb->add_flag("--allow-faults", a.cluster.allow_faults, "A cluster started for this obeys `orrery fault`: for tests");
   verb->add_option("--noise", a.noise, "Initial noise (tensor `noise` [1,C,T,H,W]) in place of the seed's")->type_name("FILE");
   verb->add_option("--save-tensors", a.save_tensors, "Write all intermediates to a safetensors file")->type_name("FILE");
+  add_trace_option(*verb, a.trace);
   verb->callback([arguments, &context] {
     // A Model file is one more configuration file.
     const auto& model_path = arguments->cluster.model_folder;

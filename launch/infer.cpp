@@ -26,6 +26,7 @@
 #include "compiler/weight_file.hpp"
 #include "launch/config_files.hpp"
 #include "launch/signals.hpp"
+#include "launch/trace_option.hpp"
 #include "launch/verb.hpp"
 
 namespace orrery::launch {
@@ -35,7 +36,7 @@ namespace fs = std::filesystem;
 
 struct InferArguments {
   ConfigArguments config;
-  std::string folder, inputs, outputs, text, dtype = "float32", memory, deployment;
+  std::string folder, inputs, outputs, text, dtype = "float32", memory, deployment, trace;
   bool has_text = false;
   std::uint32_t steps = 0, threads = 0, slices = 8;
   std::uint64_t max_length = 0;
@@ -238,7 +239,9 @@ Result<int> run_infer(const InferArguments& arguments, const VerbContext& contex
     on_host("tokenizer");
     return run_tokenizer(arguments);
   }
-  return run_one_component(arguments, context);
+  ORRERY_TRY(timeline, TraceSession::open(arguments.trace));
+  timeline.record_here();
+  return timeline.finish(context, run_one_component(arguments, context));
 }
 
 }  // namespace
@@ -268,6 +271,7 @@ void add_infer(CLI::App& app, VerbContext& context) {
       ->check(CLI::Range(1U, 1024U));
   verb->add_option("--memory", arguments->memory, "Hard budget of the card; default this machine's memory")
       ->type_name("8GiB");
+  add_trace_option(*verb, arguments->trace);
   verb->add_option("--steps", arguments->steps, "scheduler: number of denoising steps")->type_name("N");
   verb->add_option_function<std::string>(
           "--text",

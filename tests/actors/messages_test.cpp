@@ -140,6 +140,24 @@ TEST_CASE("messages: what is sent is what arrives", "[actors]") {
   command.order = "{}";
   CHECK(there_and_back(system, command).node == "n1");
 
+  AskTrace ask;
+  ask.reader = 9;
+  ask.node = "n1";
+  ask.lease_seconds = 10;
+  ask.events_max = 7;
+  CHECK(there_and_back(system, ask).events_max == 7);
+  CHECK(there_and_back(system, ask).reader == 9);
+  TracePiece piece;
+  piece.now = -5;
+  piece.events = std::string("\0\xFF", 2);
+  piece.more = true;
+  piece.nodes = {"n1", "n2"};
+  const auto piece_copy = there_and_back(system, piece);
+  CHECK(piece_copy.now == -5);
+  CHECK(piece_copy.events == piece.events);
+  CHECK(piece_copy.more);
+  CHECK(piece_copy.nodes.size() == 2);
+
   // The rest: that they are announced at all.
   there_and_back(system, Ping{});
   there_and_back(system, Pong{});
