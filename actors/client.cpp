@@ -403,6 +403,7 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
   if (failure) return *failure;
   if (last && static_cast<EventKind>(last->kind) == EventKind::failed) return last->failure.error();
   if (!fetch.whole()) return Error{ErrorCode::timed_out, "request " + id + " was completed, but only " + fetch.missing()};
+  if (handlers.on_complete) ORRERY_TRY_DONE(handlers.on_complete(last->details));
   // Written down by the coordinator: from now on the request is done, with these bytes and no others.
   Fetched fetched;
   fetched.request = request;
