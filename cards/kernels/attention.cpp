@@ -1,14 +1,16 @@
 // Attention without a score matrix in memory, and what stands around it.
 //
-// One job is (slice, head, up to 4 query tiles of 64 rows). Keys come in fixed blocks of 128 in index order; each
-// block is packed once for the job, and each query tile merges it into its running softmax:
+// One job is (slice, head, up to 8 tiles of query rows). A tile is as many rows as a panel has columns (64 with AVX-512): a
+// row is a column, so that the softmax of a row never crosses vector lanes and keys and values are read as they lie. Keys come
+// in fixed blocks of 128 in index order; each tile merges a block into its running softmax (Simd::attend):
 //
-//   scores = q k^T          [64, 128]
-//   m' = max(m, scores)     l = l e^(m-m') + sum e^(scores-m')     o = o e^(m-m') + e^(scores-m') v
+//   scores = k q^T           [128, 64]
+//   m' = max(m, scores)      l = l 2^(m-m') + sum 2^(scores-m')     o^T = o^T 2^(m-m') + v^T 2^(scores-m')   [head_dim, 64]
 //
 // A query row's bits depend on its head's q row, k and v only. When q, k and v are bf16 and the machine multiplies bf16
-// (Simd::multiply_pairs), both products take bf16 operands, e^(..) rounded to bf16 for the second one; otherwise
-// operands are widened and products are f32. Sums and the softmax's state are f32 in both.
+// (Simd::attend_pairs), both products take bf16 operands, 2^(..) rounded to bf16 for the second one; otherwise operands
+// are widened and products are f32. Sums and the softmax's state are f32 in both. A thread's working memory does not
+// depend on the number of queries or keys (but for one row of T5's bias).
 
 #include <algorithm>
 #include <array>
@@ -23,132 +25,9 @@ namespace orrery::cards {
 namespace {
 
 constexpr std::uint64_t key_block = 128;
-constexpr std::uint64_t query_tiles_max = 4;
-
-struct HeadOfKeys {
-  const std::byte* keys;  // Row 0, first column of the head.
-  const std::byte* values;
-  DType key_dtype, value_dtype;
-  std::uint64_t row_stride;  // Elements.
-  std::uint64_t head_dim;
-};
+constexpr std::uint64_t query_tiles_max = 8;
 
 constexpr std::uint64_t round_up(std::uint64_t count, std::uint64_t unit) { return (count + unit - 1) / unit * unit; }
-
-/// Keys [begin, begin + count) as panels [keys / panel][head_dim][panel]: the right side of q k^T.
-void pack_keys(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t count, float* panels, float* row) {
-  const auto width = simd().panel_columns;
-  for (std::uint64_t j = 0; j < round_up(count, width); ++j) {
-    float* to = panels + j / width * width * head.head_dim + j % width;
-    if (j >= count) {
-      for (std::uint64_t d = 0; d < head.head_dim; ++d) to[d * width] = 0;
-      continue;
-    }
-    convert(head.keys + (begin + j) * head.row_stride * size_of(head.key_dtype), head.key_dtype,
-            reinterpret_cast<std::byte*>(row), DType::f32, head.head_dim);
-    for (std::uint64_t d = 0; d < head.head_dim; ++d) to[d * width] = row[d];
-  }
-}
-
-/// Values [begin, begin + count) as panels [head_dim / panel][count][panel]: the right side of weights * v.
-void pack_values(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t count, float* panels) {
-  const auto width = simd().panel_columns;
-  for (std::uint64_t column = 0; column < head.head_dim; column += width) {
-    const auto here = std::min(width, head.head_dim - column);
-    for (std::uint64_t j = 0; j < count; ++j, panels += width) {
-      convert(head.values + ((begin + j) * head.row_stride + column) * size_of(head.value_dtype), head.value_dtype,
-              reinterpret_cast<std::byte*>(panels), DType::f32, here);
-      for (auto d = here; d < width; ++d) panels[d] = 0;
-    }
-  }
-}
-
-/// Both packings for bf16 products: two neighbours along the summed axis stand together.
-void pack_key_pairs(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t count, std::uint16_t* panels) {
-  const auto width = simd().panel_columns, pairs = (head.head_dim + 1) / 2;
-  for (std::uint64_t j = 0; j < round_up(count, width); ++j) {
-    auto* to = panels + (j / width * width * pairs + j % width) * 2;
-    const auto* from = reinterpret_cast<const std::uint16_t*>(head.keys) + (begin + j) * head.row_stride;
-    for (std::uint64_t p = 0; p < pairs; ++p, to += width * 2) {
-      to[0] = j < count ? from[2 * p] : std::uint16_t{0};
-      to[1] = j < count && 2 * p + 1 < head.head_dim ? from[2 * p + 1] : std::uint16_t{0};
-    }
-  }
-}
-
-void pack_value_pairs(const HeadOfKeys& head, std::uint64_t begin, std::uint64_t count, std::uint16_t* panels) {
-  const auto width = simd().panel_columns, stride = head.row_stride;
-  for (std::uint64_t column = 0; column < head.head_dim; column += width) {
-    const auto here = std::min(width, head.head_dim - column);
-    for (std::uint64_t j = 0; j < count; j += 2, panels += width * 2) {
-      const auto* from = reinterpret_cast<const std::uint16_t*>(head.values) + (begin + j) * stride + column;
-      for (std::uint64_t d = 0; d < width; ++d) {
-        panels[2 * d] = d < here ? from[d] : std::uint16_t{0};
-        panels[2 * d + 1] = d < here && j + 1 < count ? from[stride + d] : std::uint16_t{0};
-      }
-    }
-  }
-}
-
-/// One job's query rows against blocks of keys; the two arithmetics differ here only.
-class WideProducts {
-public:
-  WideProducts(const HeadOfKeys& head, std::uint64_t rows, Scratch& scratch)
-      : head_(head),
-        query_(scratch.take_of<float>(rows * head.head_dim)),
-        keys_(scratch.take_of<float>(round_up(key_block, simd().panel_columns) * head.head_dim)),
-        values_(scratch.take_of<float>(round_up(head.head_dim, simd().panel_columns) * key_block)),
-        row_(scratch.take_of<float>(head.head_dim)) {}
-  void take_query(std::uint64_t row, const std::byte* from, DType dtype) {
-    convert(from, dtype, reinterpret_cast<std::byte*>(query_ + row * head_.head_dim), DType::f32, head_.head_dim);
-  }
-  void take_keys(std::uint64_t begin, std::uint64_t count) {
-    pack_keys(head_, begin, count, keys_, row_);
-    pack_values(head_, begin, count, values_);
-  }
-  void scores(std::uint64_t row, std::uint64_t rows, std::uint64_t count, float* to) {
-    simd().multiply(keys_, false, count, head_.head_dim, query_ + row * head_.head_dim, head_.head_dim, rows, to, key_block, false);
-  }
-  void add_values(const float* weights, std::uint64_t rows, std::uint64_t count, float* output, std::uint64_t stride) {
-    simd().multiply(values_, false, head_.head_dim, count, weights, key_block, rows, output, stride, true);
-  }
-
-private:
-  const HeadOfKeys& head_;
-  float *query_, *keys_, *values_, *row_;
-};
-
-class PairProducts {
-public:
-  PairProducts(const HeadOfKeys& head, std::uint64_t rows, Scratch& scratch)
-      : head_(head),
-        depth_((head.head_dim + 1) / 2 * 2),
-        query_(scratch.take_of<std::uint16_t>(rows * depth_)),
-        keys_(scratch.take_of<std::uint16_t>(round_up(key_block, simd().panel_columns) * depth_)),
-        values_(scratch.take_of<std::uint16_t>(round_up(head.head_dim, simd().panel_columns) * key_block)),
-        weights_(scratch.take_of<std::uint16_t>(tile_rows * key_block)) {}
-  void take_query(std::uint64_t row, const std::byte* from, DType) {
-    std::memcpy(query_ + row * depth_, from, head_.head_dim * sizeof(std::uint16_t));
-    if (depth_ > head_.head_dim) query_[row * depth_ + head_.head_dim] = 0;
-  }
-  void take_keys(std::uint64_t begin, std::uint64_t count) {
-    pack_key_pairs(head_, begin, count, keys_);
-    pack_value_pairs(head_, begin, count, values_);
-  }
-  void scores(std::uint64_t row, std::uint64_t rows, std::uint64_t count, float* to) {
-    simd().multiply_pairs(keys_, count, depth_ / 2, query_ + row * depth_, depth_, rows, to, key_block, false);
-  }
-  void add_values(const float* weights, std::uint64_t rows, std::uint64_t count, float* output, std::uint64_t stride) {
-    // The softmax wrote zeros up to a whole vector, so an odd last key has a partner.
-    simd().convert({weights, false}, {weights_, true}, rows * key_block);
-    simd().multiply_pairs(values_, head_.head_dim, (count + 1) / 2, weights_, key_block, rows, output, stride, true);
-  }
-
-private:
-  const HeadOfKeys& head_;
-  const std::uint64_t depth_;
-  std::uint16_t *query_, *keys_, *values_, *weights_;
-};
 
 /// What all jobs of one call share.
 struct AttentionCall {
@@ -156,52 +35,114 @@ struct AttentionCall {
   std::uint64_t heads = 0, head_dim = 0;
   const float *bias = nullptr, *mask = nullptr;
   float scale = 1, zero_keys = 0;
+
+  /// First element of a head's row.
+  std::byte* place(const Operand& operand, std::uint64_t slice, std::uint64_t head, std::uint64_t row) const {
+    return operand.data + ((slice * operand.extent(1) + row) * operand.extent(2) + head * head_dim) * size_of(operand.dtype);
+  }
+  std::uint64_t row_bytes(const Operand& operand) const { return operand.extent(2) * size_of(operand.dtype); }
+};
+
+/// How operands are laid out for f32 products ...
+struct WideProducts {
+  using Element = float;
+  static constexpr std::uint64_t group = 1;  // Neighbours along the summed axis that lie together.
+  static void attend(const KeyBlock& block, const QueryTile& tile) { simd().attend(block, tile); }
+  static void take_row(const std::byte* from, DType dtype, float* to, std::uint64_t head_dim) {
+    convert(from, dtype, reinterpret_cast<std::byte*>(to), DType::f32, head_dim);
+  }
+  static void take_values(const std::byte* from, std::uint64_t stride, DType dtype, std::uint64_t count, float* to, std::uint64_t head_dim) {
+    for (std::uint64_t j = 0; j < count; ++j) take_row(from + j * stride, dtype, to + j * head_dim, head_dim);
+  }
+};
+
+/// ... and for bf16 products.
+struct PairProducts {
+  using Element = std::uint16_t;
+  static constexpr std::uint64_t group = 2;
+  static void attend(const KeyBlock& block, const QueryTile& tile) { simd().attend_pairs(block, tile); }
+  static void take_row(const std::byte* from, DType, std::uint16_t* to, std::uint64_t head_dim) {
+    std::memcpy(to, from, head_dim * sizeof(std::uint16_t));
+  }
+  static void take_values(const std::byte* from, std::uint64_t stride, DType, std::uint64_t count, std::uint16_t* to, std::uint64_t head_dim) {
+    for (std::uint64_t j = 0; j < count; j += 2) {
+      const auto* a = reinterpret_cast<const std::uint16_t*>(from + j * stride);
+      const auto* b = j + 1 < count ? reinterpret_cast<const std::uint16_t*>(from + (j + 1) * stride) : nullptr;
+      simd().interleave(a, b, to + j * head_dim, head_dim);
+    }
+  }
 };
 
 template <class Products>
 void attend(const AttentionCall& call, std::uint64_t slice, std::uint64_t head, std::uint64_t row_begin, std::uint64_t rows,
             Scratch& scratch) {
-  const auto queries = call.q.extent(1), keys = call.k.extent(1), width = call.q.extent(2), head_dim = call.head_dim;
+  using Element = typename Products::Element;
+  const auto queries = call.q.extent(1), keys = call.k.extent(1), head_dim = call.head_dim, columns = simd().panel_columns;
   const auto span = std::max(queries, keys);
-  const auto head_column = head * head_dim;
-  const auto place = [&](const Operand& operand, std::uint64_t row) {
-    return operand.data + ((slice * operand.extent(1) + row) * width + head_column) * size_of(operand.dtype);
-  };
-  const HeadOfKeys source{place(call.k, 0), place(call.v, 0), call.k.dtype, call.v.dtype, width, head_dim};
-  Products products(source, rows, scratch);
-  for (std::uint64_t r = 0; r < rows; ++r) products.take_query(r, place(call.q, row_begin + r), call.q.dtype);
+  const auto tiles = round_up(rows, columns) / columns;
 
-  const auto stride = round_up(head_dim, simd().panel_columns);
-  auto* output = scratch.take_of<float>(rows * stride);
-  std::memset(output, 0, rows * stride * sizeof(float));
-  auto* most = scratch.take_of<float>(rows);
-  auto* sum = scratch.take_of<float>(rows);
+  // Queries: rows as they are, then turned so that a row is a column of 4-byte elements. Missing rows are zero.
+  auto* row_memory = scratch.take_of<float>(columns * head_dim);
+  auto* queries_turned = scratch.take_of<Element>(tiles * columns * head_dim);
+  const auto words = head_dim / Products::group;
+  for (std::uint64_t tile = 0; tile < tiles; ++tile) {
+    auto* taken = reinterpret_cast<Element*>(row_memory);
+    const auto count = std::min(columns, rows - tile * columns);
+    for (std::uint64_t r = 0; r < count; ++r)
+      Products::take_row(call.place(call.q, slice, head, row_begin + tile * columns + r), call.q.dtype, taken + r * head_dim, head_dim);
+    std::memset(taken + count * head_dim, 0, (columns - count) * head_dim * sizeof(Element));
+    simd().transpose(reinterpret_cast<const std::uint32_t*>(taken), words, columns, words,
+                     reinterpret_cast<std::uint32_t*>(queries_turned + tile * columns * head_dim), columns);
+  }
+  // The bias of (row, key) lies at key - row: backwards it can be read along rows. Missing rows read zeros.
+  const float* bias = nullptr;
+  if (call.bias != nullptr) {
+    const auto* from = call.bias + (slice * call.heads + head) * (2 * span - 1);
+    auto* backwards = scratch.take_of<float>(2 * span - 1 + columns);
+    std::reverse_copy(from, from + (2 * span - 1), backwards);
+    std::fill_n(backwards + 2 * span - 1, columns, 0.0f);
+    bias = backwards + span - 1 + row_begin;  // Of key 0 and the first row.
+  }
+
+  auto* output = scratch.take_of<float>(tiles * head_dim * columns);
+  std::memset(output, 0, tiles * head_dim * columns * sizeof(float));
+  auto* most = scratch.take_of<float>(tiles * columns);
+  auto* sum = scratch.take_of<float>(tiles * columns);
   // zero_keys keys of score 0 and value 0 are a first block of their own.
-  std::fill(most, most + rows, call.zero_keys > 0 ? 0.0f : -std::numeric_limits<float>::infinity());
-  std::fill(sum, sum + rows, call.zero_keys);
-  auto* scores = scratch.take_of<float>(tile_rows * key_block);
+  std::fill_n(most, tiles * columns, call.zero_keys > 0 ? 0.0f : -std::numeric_limits<float>::max());
+  std::fill_n(sum, tiles * columns, call.zero_keys);
+  auto* key_rows = scratch.take_of<Element>(key_block * head_dim);
+  auto* value_rows = scratch.take_of<Element>(key_block * head_dim);
+  KeyBlock block{};
+  block.keys = key_rows;
+  block.values = value_rows;
+  block.head_dim = head_dim;
+  block.scale = call.scale;
+  block.adjust = call.bias != nullptr || call.mask != nullptr || !(call.scale > 0);
+  block.scores = scratch.take_of<float>(key_block * columns);
 
   for (std::uint64_t key = 0; key < keys; key += key_block) {
-    const auto count = std::min(key_block, keys - key);
-    products.take_keys(key, count);
-    for (std::uint64_t tile = 0; tile < rows; tile += tile_rows) {
-      const auto tile_count = std::min<std::uint64_t>(tile_rows, rows - tile);
-      products.scores(tile, tile_count, count, scores);
-      for (std::uint64_t r = 0; r < tile_count; ++r) {
-        const auto row = tile + r;
-        SoftmaxRow softmax{scores + r * key_block, call.scale, nullptr, nullptr, most + row, sum + row, output + row * stride};
-        if (call.bias != nullptr)
-          softmax.bias = call.bias + (slice * call.heads + head) * (2 * span - 1) + key + (span - 1) - (row_begin + row);
-        if (call.mask != nullptr) softmax.key_mask = call.mask + key;
-        simd().softmax_block(softmax, count, stride);
-      }
-      products.add_values(scores, tile_count, count, output + tile * stride, stride);
+    block.count = std::min(key_block, keys - key);
+    for (std::uint64_t j = 0; j < block.count; ++j)
+      Products::take_row(call.place(call.k, slice, head, key + j), call.k.dtype, key_rows + j * head_dim, head_dim);
+    Products::take_values(call.place(call.v, slice, head, key), call.row_bytes(call.v), call.v.dtype, block.count, value_rows, head_dim);
+    if (call.mask != nullptr) block.key_mask = call.mask + key;
+    for (std::uint64_t tile = 0; tile < tiles; ++tile) {
+      if (bias != nullptr) block.bias = bias + tile * columns - key;
+      Products::attend(block, {queries_turned + tile * columns * head_dim, most + tile * columns, sum + tile * columns,
+                               output + tile * columns * head_dim});
     }
   }
-  for (std::uint64_t r = 0; r < rows; ++r) {
-    auto* row = output + r * stride;
-    simd().scale(row, sum[r] > 0 ? 1.0f / sum[r] : 0.0f, head_dim);
-    convert(reinterpret_cast<const std::byte*>(row), DType::f32, place(call.o, row_begin + r), call.o.dtype, head_dim);
+  for (std::uint64_t tile = 0; tile < tiles; ++tile) {
+    auto* factors = sum + tile * columns;
+    for (std::uint64_t i = 0; i < columns; ++i) factors[i] = factors[i] > 0 ? 1.0f / factors[i] : 0.0f;
+    auto* turned = output + tile * columns * head_dim;
+    simd().scale_columns(turned, factors, head_dim);
+    simd().transpose(reinterpret_cast<const std::uint32_t*>(turned), columns, head_dim, columns,
+                     reinterpret_cast<std::uint32_t*>(row_memory), head_dim);
+    for (std::uint64_t r = 0; r < std::min(columns, rows - tile * columns); ++r)
+      convert(reinterpret_cast<const std::byte*>(row_memory + r * head_dim), DType::f32,
+              call.place(call.o, slice, head, row_begin + tile * columns + r), call.o.dtype, head_dim);
   }
 }
 
@@ -231,17 +172,20 @@ Status attention(const Call& call) {
   }
   AttentionCall shared{q, k, v, o, heads, head_dim, bias, mask, static_cast<float>(call.command.attr(Attr::scale, 1)),
                        static_cast<float>(call.command.attr(Attr::zero_keys))};
-  const bool pairs = simd().multiply_pairs != nullptr && q.dtype == DType::bf16 && k.dtype == DType::bf16 && v.dtype == DType::bf16;
+  const bool pairs = simd().attend_pairs != nullptr && head_dim % 2 == 0 && q.dtype == DType::bf16 && k.dtype == DType::bf16 &&
+                     v.dtype == DType::bf16;
 
-  const auto tiles = (queries + tile_rows - 1) / tile_rows;
-  // More query tiles in a job pack keys less often; fewer keep all threads busy.
-  const auto jobs_wanted = std::uint64_t{call.pool.thread_count()} * 4;
-  const auto tiles_per_job = std::clamp<std::uint64_t>(slices * heads * tiles / jobs_wanted, 1, query_tiles_max);
-  const auto jobs_per_head = (tiles + tiles_per_job - 1) / tiles_per_job;
+  // More query tiles in a job read keys less often; fewer keep all threads busy. A head's jobs are about equal.
+  const auto columns = simd().panel_columns;
+  const auto tiles = (queries + columns - 1) / columns;
+  const auto jobs_wanted = std::uint64_t{call.pool.thread_count()} * 8;
+  const auto tiles_most = std::clamp<std::uint64_t>(slices * heads * tiles / jobs_wanted, 1, query_tiles_max);
+  const auto jobs_per_head = (tiles + tiles_most - 1) / tiles_most;
   call.pool.parallel_for(slices * heads * jobs_per_head, [&](std::uint64_t job, Scratch& scratch) {
     const auto slice = job / jobs_per_head / heads, head = job / jobs_per_head % heads;
-    const auto row_begin = job % jobs_per_head * tiles_per_job * tile_rows;
-    const auto rows = std::min(queries - row_begin, tiles_per_job * tile_rows);
+    const auto part = job % jobs_per_head;
+    const auto row_begin = tiles * part / jobs_per_head * columns;
+    const auto rows = std::min(queries, tiles * (part + 1) / jobs_per_head * columns) - row_begin;
     if (pairs)
       attend<PairProducts>(shared, slice, head, row_begin, rows, scratch);
     else
@@ -273,16 +217,19 @@ Status head_norm_rope(const Call& call) {
     sin = call.inputs[2].as<const float>();
   }
   const auto eps = static_cast<float>(call.command.attr(Attr::eps));
-  const auto all_rows = x.extent(0) * rows;
+  const auto part = call.rows_of(rows);
+  const auto all_rows = x.extent(0) * part.count();
   call.pool.parallel_for((all_rows + tile_rows - 1) / tile_rows, [&](std::uint64_t tile, Scratch& scratch) {
     auto* normed = scratch.take_of<float>(head_dim);
-    for (auto i = tile * tile_rows; i < std::min<std::uint64_t>(all_rows, (tile + 1) * tile_rows); ++i)
+    for (auto at = tile * tile_rows; at < std::min<std::uint64_t>(all_rows, (tile + 1) * tile_rows); ++at) {
+      const auto i = at / part.count() * rows + part.begin + at % part.count();
       for (std::uint64_t column = 0; column < width; column += head_dim) {
         auto* head = x.data + (i * width + column) * size_of(x.dtype);
         simd().rms_norm({head, x.dtype == DType::bf16}, weight, eps, {normed, false}, head_dim);
         if (cos != nullptr) simd().rotate(normed, cos + i % rows * (head_dim / 2), sin + i % rows * (head_dim / 2), head_dim);
         convert(reinterpret_cast<const std::byte*>(normed), DType::f32, head, x.dtype, head_dim);
       }
+    }
   });
   return Done{};
 }

@@ -4,14 +4,16 @@
 // model's shapes, never on how many rows a call has, which thread computes a tile, or what is computed
 // beside it. Threads share tiles out; no tile is ever shared by threads.
 //
-//   source rows ──64 at a time──▶ tile [64, K] ──oneDNN brgemm──▶ f32 [64, 256] ──finish──▶ output slot
+//   source rows ──64 at a time──▶ tile [64, K] ──panel kernel──▶ f32 [64, 64] ──finish──▶ output slot
 //                                                ▲
-//                        PackedMatrix: columns in fixed blocks of 256, packed once at load
+//                        PackedMatrix: columns in fixed blocks of 64, packed once at load
 //
 // oneDNN's types stay in matrix.cpp. See README.md, "Why tiles".
 
 #pragma once
 
+#include <optional>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -21,6 +23,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/row_split.hpp"
 #include "base/result.hpp"
 #include "base/tensor.hpp"
 #include "cards/program.hpp"
@@ -70,19 +73,25 @@ private:
 
 /// Rows of a full tile, and columns of a full block of a PackedMatrix.
 inline constexpr std::uint32_t tile_rows = 64;
-inline constexpr std::uint32_t block_columns = 256;
+inline constexpr std::uint32_t block_columns = 64;
 /// Rows that a tile of `rows` (1..64) is padded to: 8, 16, 32 or 64.
 constexpr std::uint32_t padded_rows(std::uint32_t rows) { return rows > 32 ? 64 : rows > 16 ? 32 : rows > 8 ? 16 : 8; }
 
+/// Longest sum of an int8 product: it must fit in 32 bits.
+inline constexpr std::uint64_t int8_depth_max = 65536;
+
 /// A weight W[N,K] packed for x W^T. Its bytes lie in card memory; this object only refers to them.
 ///
-/// Each block of columns is a oneDNN brgemm product where the machine has one for its (columns, K, dtype);
-/// otherwise our own panel kernel. The choice never looks at row counts.
+/// Each block of columns is a product of our own panel kernels, or of oneDNN where it has matrix units for the block's
+/// (columns, K, dtype). The choice never looks at row counts.
+///
+/// int8: W[n][k] ~ scale[n] q[n][k] with q in -127..127, and each row of x likewise with a scale of its own when a tile is
+/// made; products of q are summed in whole numbers, exactly, and scaled back to f32 once.
 class PackedMatrix {
 public:
-  /// Card memory that `pack` needs; N, K >= 1, dtype f32 or bf16.
+  /// Card memory that `pack` needs; N, K >= 1, dtype f32, bf16, or i8 with K <= int8_depth_max.
   static std::uint64_t packed_bytes(std::uint64_t N, std::uint64_t K, DType dtype);
-  /// Gives rows [begin, end) of W as [end - begin, K] in the packed dtype, written to `to`.
+  /// Gives rows [begin, end) of W as [end - begin, K] in the packed dtype (f32 for i8), written to `to`.
   using RowReader = std::function<void(std::uint64_t begin, std::uint64_t end, std::byte* to)>;
   /// Packs into `memory` (64-byte aligned, packed_bytes long), reading each row once, in order.
   static PackedMatrix pack(std::uint64_t N, std::uint64_t K, DType dtype, const RowReader& read,
@@ -92,13 +101,13 @@ public:
   std::uint64_t K() const;
   DType dtype() const;
   std::uint32_t block_count() const;
-  /// Columns of one block: 256, the last one fewer.
+  /// Columns of one block: 64, the last one fewer.
   std::uint32_t columns_of(std::uint32_t block) const;
-  /// "brg:avx512_core" or "panel": what multiplies a full block.
+  /// "panel", "pairs", "quads" of ours, or "brg:.._amx_..": what multiplies a full block.
   std::string implementation() const;
 
-  /// acc[padded_rows(rows)][columns_of(block)] = x W_block^T in f32. `x` is compact [padded_rows(rows)][K] in the
-  /// matrix's dtype (rows past `rows` may hold anything); both are 4-byte aligned at least.
+  /// acc[padded_rows(rows)][columns_of(block)] = x W_block^T in f32. `x` is a tile as tile_of_rows makes it: compact
+  /// [padded_rows(rows)][K] in the matrix's dtype (rows past `rows` may hold anything); both are 4-byte aligned at least.
   void multiply(std::uint32_t block, const std::byte* x, std::uint32_t rows, float* acc, Scratch& scratch) const;
 
 private:
@@ -130,6 +139,8 @@ void products_of_rows(ThreadPool& pool, std::span<const PackedMatrix* const> mat
 /// Rows [row, row + count) of compact x[.., K] as a tile for `multiply`: x itself, or converted and padded in scratch.
 const std::byte* tile_of_rows(const std::byte* x, DType x_dtype, std::uint64_t K, DType dtype, std::uint64_t row,
                               std::uint32_t count, Scratch& scratch);
+/// Into how many jobs to cut the columns of each of `tiles` row tiles, so that all threads end at about the same time.
+std::uint64_t column_groups(const ThreadPool& pool, std::uint64_t tiles, std::uint64_t blocks);
 /// One block of a tile: adds bias, activates, rounds and writes `rows` rows of acc[][columns] to columns
 /// [first_column, first_column + columns) of rows `row`...
 void finish_tile(const float* acc, std::uint32_t rows, std::uint32_t columns, const ProductOutput& output,
@@ -174,7 +185,9 @@ struct Call {
   std::span<const Weight> weights;
   const Scalars& scalars;
   ThreadPool& pool;
+  std::optional<RowRange> only = {};  // Of an op for which runs_rows says so: these rows, the others stay as they are.
 
+  RowRange rows_of(std::uint64_t all) const { return only ? RowRange{std::min(only->begin, all), std::min(only->end, all)} : RowRange{0, all}; }
   double scalar(Scalar which) const { return scalars[static_cast<std::size_t>(which)]; }
   Activation activation() const { return static_cast<Activation>(command.count(Attr::activation)); }
 };
@@ -187,6 +200,9 @@ struct Call {
                                             std::string(name_of(call.command.op)) + "): " #condition " does not hold"}; \
   } while (false)
 
+/// Whether the op can be done for some rows of its output at a time, with the bits of all at once.
+constexpr bool runs_rows(Op op) { return op == Op::linear_to_slices || op == Op::linear_from_slices || op == Op::head_norm_rope; }
+
 using Kernel = Status (*)(const Call& call);
 /// The table op -> function; null for exchange commands.
 Kernel kernel_of(Op op);
@@ -197,5 +213,7 @@ Kernel video_kernel_of(Op op);
 std::string_view kernel_instruction_set();
 /// "oneDNN 2.6.3".
 std::string product_library();
+/// For tests, before any matrix is packed: oneDNN does all products for which it has brgemm kernels, with matrix units or without.
+void prefer_library_products();
 
 }  // namespace orrery::cards

@@ -39,15 +39,17 @@ Status linear_to_slices(const Call& call) {
   ORRERY_OPERANDS(x.rank() == 2 && y.rank() == 3 && is_real(x.dtype) && is_real(y.dtype));
   const auto rows = x.extent(0), width = y.extent(2);
   ORRERY_OPERANDS(y.extent(0) == call.weights.size() && y.extent(1) == rows);
+  const auto part = call.rows_of(rows);
   std::vector<const PackedMatrix*> matrices;
   std::vector<ProductOutput> outputs;
   for (const auto& weight : call.weights) {
     ORRERY_OPERANDS(weight.matrix != nullptr && weight.matrix->K() == x.extent(1) && weight.matrix->N() == width);
     ORRERY_OPERANDS(weight.matrix->dtype() == call.weights[0].matrix->dtype());
-    outputs.push_back({y.data + matrices.size() * rows * width * size_of(y.dtype), y.dtype, width, nullptr, call.activation()});
+    auto* const to = y.data + (matrices.size() * rows + part.begin) * width * size_of(y.dtype);
+    outputs.push_back({to, y.dtype, width, nullptr, call.activation()});
     matrices.push_back(weight.matrix);
   }
-  products_of_rows(call.pool, matrices, rows, x.data, x.dtype, outputs);
+  products_of_rows(call.pool, matrices, part.count(), x.data + part.begin * x.extent(1) * size_of(x.dtype), x.dtype, outputs);
   return Done{};
 }
 
@@ -96,16 +98,14 @@ Status linear_from_slices(const Call& call) {
   std::size_t depth = 1;
   for (std::uint32_t span = 1; span < slice_count; span *= 2) ++depth;
 
-  const auto tiles = (rows + tile_rows - 1) / tile_rows;
+  const auto part = call.rows_of(rows);
+  const auto tiles = (part.count() + tile_rows - 1) / tile_rows;
   const std::uint64_t blocks = first.block_count();
-  const std::uint64_t jobs_wanted = std::uint64_t{call.pool.thread_count()} * 4;
-  std::uint64_t groups = 1;
-  if (call.pool.thread_count() > 1 && tiles > 0 && tiles < jobs_wanted)
-    groups = std::min(blocks, (jobs_wanted + tiles - 1) / tiles);
+  const auto groups = column_groups(call.pool, tiles, blocks);
   call.pool.parallel_for(tiles * groups, [&](std::uint64_t job, Scratch& scratch) {
-    const auto row = job / groups * tile_rows;
+    const auto row = part.begin + job / groups * tile_rows;
     const auto group = job % groups;
-    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(tile_rows, rows - row));
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(tile_rows, part.end - row));
     std::vector<const std::byte*> sources(slice_count, nullptr);
     for (std::size_t i = 0; i < owned.size(); ++i)
       sources[owned[i]] = tile_of_rows(x.data + i * rows * width * size_of(x.dtype), x.dtype, width, first.dtype(),

@@ -1,8 +1,9 @@
-// PackedMatrix over oneDNN, and the products built on it. The only file that includes oneDNN.
+// PackedMatrix, and the products built on it. The only product file that includes oneDNN.
 //
-// oneDNN 2.6 gives brgemm kernels whose bits do not depend on the number of rows or columns as long as source
-// and destination are compact (measured; check_numerics repeats it on each machine). Where it would take
-// another kernel, whose bits may depend on them, our panel kernel (simd.hpp) does the product.
+// Our own panel kernels (simd.hpp) do the products: an element is one chain of fused steps along K, whatever stands beside
+// it. They reach what oneDNN reaches with large matrices, and more with the tiles that we need (README.md). Where oneDNN
+// has matrix units that we do not program (AMX), it does: its brgemm kernels keep their bits as long as source and
+// destination are compact (measured with avx512_core; check_numerics repeats it on each machine).
 
 #include <algorithm>
 #include <array>
@@ -23,7 +24,8 @@ namespace {
 constexpr std::array<std::uint32_t, 4> tile_heights = {64, 32, 16, 8};
 constexpr std::size_t height_index(std::uint32_t rows) { return rows > 32 ? 0 : rows > 16 ? 1 : rows > 8 ? 2 : 3; }
 
-constexpr std::uint64_t aligned(std::uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+constexpr std::uint64_t round_up(std::uint64_t count, std::uint64_t unit) { return (count + unit - 1) / unit * unit; }
+constexpr std::uint64_t aligned(std::uint64_t bytes) { return round_up(bytes, 64); }
 
 const dnnl::engine& engine() {
   static const dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
@@ -41,8 +43,12 @@ struct BlockKernel {
   std::uint64_t K = 0;
   DType dtype = DType::f32;
   bool brgemm = false;
-  std::string implementation = "panel";
+  std::string implementation;  // "brg:avx512_core_bf16_amx_bf16", or ours: "panel", "pairs", "quads".
   std::uint64_t packed_bytes = 0;
+
+  bool pairs() const { return !brgemm && dtype == DType::bf16 && K % 2 == 0 && simd().multiply_pairs != nullptr; }
+  /// Columns in whole panels, of our own kernels.
+  std::uint64_t width() const { return round_up(columns, simd().panel_columns); }
 
   // Only for brgemm.
   dnnl::memory::desc plain, packed;  // W as [K, columns] over rows of W, and as the kernels want it.
@@ -50,46 +56,62 @@ struct BlockKernel {
   std::array<dnnl::matmul, 4> products;
 };
 
-std::unique_ptr<BlockKernel> make_block_kernel(std::uint32_t columns, std::uint64_t K, DType dtype) {
-  using dnnl::memory;
-  auto kernel = std::make_unique<BlockKernel>();
-  kernel->columns = columns;
-  kernel->K = K;
-  kernel->dtype = dtype;
-  const auto panels = (columns + simd().panel_columns - 1) / simd().panel_columns;
-  kernel->packed_bytes = aligned(panels * simd().panel_columns * K * size_of(dtype));
+/// Set by tests only.
+bool library_preferred = false;
 
+/// Fills in oneDNN's products of the block where they use matrix units; else false.
+bool use_matrix_units(BlockKernel& kernel) {
+  using dnnl::memory;
   omp_set_num_threads(1);  // oneDNN plans a kernel for the threads that it sees now.
-  const auto type = dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
-  const auto depth = static_cast<memory::dim>(K);
-  const auto width = static_cast<memory::dim>(columns);
+  const auto type = kernel.dtype == DType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+  const auto depth = static_cast<memory::dim>(kernel.K);
+  const auto width = static_cast<memory::dim>(kernel.columns);
   try {
     dnnl::primitive_attr attributes;
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
     auto weights = memory::desc({depth, width}, type, memory::format_tag::any);
+    std::string implementation;
     for (std::size_t i = 0; i < tile_heights.size(); ++i) {
       const memory::dim height = tile_heights[i];
       const memory::desc source({height, depth}, type, memory::format_tag::ab);
       const memory::desc target({height, width}, memory::data_type::f32, memory::format_tag::ab);
       const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(source, weights, target), attributes, engine());
       const std::string name = description.impl_info_str();
-      if (name.compare(0, 4, "brg:") != 0) return kernel;
+      if (name.compare(0, 4, "brg:") != 0 || (name.find("amx") == std::string::npos && !library_preferred)) return false;
       if (i == 0) {
         weights = description.weights_desc();  // The other heights must take the same packing.
-        kernel->implementation = name;
+        implementation = name;
       }
-      kernel->source[i] = source;
-      kernel->target[i] = target;
-      kernel->scratchpad[i] = description.scratchpad_desc();
-      kernel->products[i] = dnnl::matmul(description);
+      kernel.source[i] = source;
+      kernel.target[i] = target;
+      kernel.scratchpad[i] = description.scratchpad_desc();
+      kernel.products[i] = dnnl::matmul(description);
     }
-    kernel->plain = memory::desc({depth, width}, type, memory::format_tag::ba);
-    kernel->packed = weights;
-    kernel->packed_bytes = aligned(weights.get_size());
-    kernel->brgemm = true;
-  } catch (const dnnl::error&) {  // No such kernel on this machine: ours.
-    kernel->implementation = "panel";
+    kernel.plain = memory::desc({depth, width}, type, memory::format_tag::ba);
+    kernel.packed = weights;
+    kernel.implementation = implementation;
+    kernel.packed_bytes = aligned(weights.get_size());
+    kernel.brgemm = true;
+    return true;
+  } catch (const dnnl::error&) {  // No such kernel on this machine.
+    return false;
   }
+}
+
+std::unique_ptr<BlockKernel> make_block_kernel(std::uint32_t columns, std::uint64_t K, DType dtype) {
+  auto kernel = std::make_unique<BlockKernel>();
+  kernel->columns = columns;
+  kernel->K = K;
+  kernel->dtype = dtype;
+  if (dtype == DType::i8) {
+    // Panels, then for each column its scale and 128 times its sum.
+    kernel->implementation = "quads";
+    kernel->packed_bytes = aligned(kernel->width() * (round_up(K, 4) + sizeof(float) + sizeof(std::int32_t)));
+    return kernel;
+  }
+  if (use_matrix_units(*kernel)) return kernel;
+  kernel->implementation = kernel->pairs() ? "pairs" : "panel";
+  kernel->packed_bytes = aligned(kernel->width() * K * size_of(dtype));
   return kernel;
 }
 
@@ -111,6 +133,55 @@ void pack_panels(const T* rows, std::uint64_t columns, std::uint64_t K, T* panel
     for (std::uint64_t k = 0; k < K; ++k)
       for (std::uint64_t j = 0; j < width; ++j)
         panels[k * width + j] = first + j < columns ? rows[(first + j) * K + k] : T{};
+}
+
+/// Rows of `words` 4-byte elements to panels [columns / panel][words][panel], zero-padded: for elements in pairs and fours.
+void pack_words(const std::uint32_t* rows, std::uint64_t columns, std::uint64_t words, std::uint32_t* panels) {
+  const auto width = simd().panel_columns;
+  for (std::uint64_t first = 0; first < columns; first += width, panels += words * width) {
+    const auto count = std::min(width, columns - first);
+    if (count < width) std::memset(panels, 0, words * width * sizeof(std::uint32_t));
+    simd().transpose(rows + first * words, words, count, words, panels, width);
+  }
+}
+
+/// Where the parts of an int8 block lie.
+struct QuadBlock {
+  std::int8_t* panels;
+  float* scales;
+  std::int32_t* offsets;
+  QuadBlock(const BlockKernel& kernel, std::byte* data)
+      : panels(reinterpret_cast<std::int8_t*>(data)),
+        scales(reinterpret_cast<float*>(data + kernel.width() * round_up(kernel.K, 4))),
+        offsets(reinterpret_cast<std::int32_t*>(scales + kernel.width())) {}
+};
+
+/// f32 rows [columns][K], each rounded to 255 steps of its own size, to panels.
+void pack_quads(const BlockKernel& kernel, const float* rows, std::byte* data) {
+  const QuadBlock block(kernel, data);
+  const auto depth = round_up(kernel.K, 4);
+  std::vector<std::uint32_t> words(kernel.columns * depth / 4);
+  auto* bytes = reinterpret_cast<std::uint8_t*>(words.data());
+  std::memset(block.scales, 0, kernel.width() * (sizeof(float) + sizeof(std::int32_t)));
+  for (std::uint32_t column = 0; column < kernel.columns; ++column) {
+    auto* row = bytes + column * depth;
+    block.scales[column] = simd().quantize({rows + column * kernel.K, false}, kernel.K, depth, row);
+    std::int32_t sum = 0;
+    for (std::uint64_t k = 0; k < depth; ++k) {
+      row[k] ^= 0x80U;  // From 128 + value to the signed value.
+      sum += static_cast<std::int8_t>(row[k]);
+    }
+    block.offsets[column] = 128 * sum;
+  }
+  pack_words(words.data(), kernel.columns, depth / 4, reinterpret_cast<std::uint32_t*>(block.panels));
+}
+
+/// A tile of int8 rows: [height][K rounded up to 4] bytes, then a scale for each row.
+float* scales_of_tile(std::byte* tile, std::uint32_t height, std::uint64_t K) {
+  return reinterpret_cast<float*>(tile + aligned(height * round_up(K, 4)));
+}
+std::uint64_t tile_bytes(std::uint32_t height, std::uint64_t K, DType dtype) {
+  return dtype == DType::i8 ? aligned(height * round_up(K, 4)) + height * sizeof(float) : height * K * size_of(dtype);
 }
 
 }  // namespace
@@ -136,12 +207,13 @@ std::uint64_t PackedMatrix::packed_bytes(std::uint64_t N, std::uint64_t K, DType
 
 PackedMatrix PackedMatrix::pack(std::uint64_t N, std::uint64_t K, DType dtype, const RowReader& read,
                                 std::span<std::byte> memory) {
-  ORRERY_CHECK(N > 0 && K > 0 && (dtype == DType::f32 || dtype == DType::bf16));
+  ORRERY_CHECK(N > 0 && K > 0 && (dtype == DType::f32 || dtype == DType::bf16 || (dtype == DType::i8 && K <= int8_depth_max)));
   auto state = std::make_shared<State>();
   state->N = N;
   state->K = K;
   state->dtype = dtype;
-  std::vector<std::uint64_t> rows((std::min<std::uint64_t>(N, block_columns) * K * size_of(dtype) + 7) / 8);
+  const auto read_bytes = dtype == DType::i8 ? sizeof(float) : size_of(dtype);
+  std::vector<std::uint64_t> rows((std::min<std::uint64_t>(N, block_columns) * K * read_bytes + 7) / 8);
   auto* plain = reinterpret_cast<std::byte*>(rows.data());
   std::uint64_t offset = 0;
   for (std::uint64_t begin = 0; begin < N; begin += block_columns) {
@@ -159,6 +231,10 @@ PackedMatrix PackedMatrix::pack(std::uint64_t N, std::uint64_t K, DType dtype, c
       auto& stream = stream_of_this_thread();
       dnnl::reorder(from, block.weights).execute(stream, from, block.weights);
       stream.wait();
+    } else if (dtype == DType::i8) {
+      pack_quads(kernel, reinterpret_cast<const float*>(plain), block.data);
+    } else if (kernel.pairs()) {
+      pack_words(reinterpret_cast<const std::uint32_t*>(plain), columns, K / 2, reinterpret_cast<std::uint32_t*>(block.data));
     } else if (dtype == DType::bf16) {
       pack_panels(reinterpret_cast<const std::uint16_t*>(plain), columns, K, reinterpret_cast<std::uint16_t*>(block.data));
     } else {
@@ -201,23 +277,38 @@ void PackedMatrix::multiply(std::uint32_t block, const std::byte* x, std::uint32
     scratch.release(mark);
     return;
   }
+  // Ours. Results of whole panels, in place where the block has no others.
   const auto K = state_->K;
-  const auto height = padded_rows(rows);
-  const auto bf16 = state_->dtype == DType::bf16;
-  const auto width = (kernel.columns + simd().panel_columns - 1) / simd().panel_columns * simd().panel_columns;
-  const auto* values = reinterpret_cast<const float*>(x);
-  if (bf16) {
-    auto* copy = scratch.take_of<float>(rows * K);
-    simd().convert({x, true}, {copy, false}, rows * K);
-    values = copy;
+  const auto width = kernel.width();
+  auto* wide = width == kernel.columns ? acc : scratch.take_of<float>(rows * width);
+  if (kernel.dtype == DType::i8) {
+    const QuadBlock quads(kernel, from.data);
+    const auto depth = round_up(K, 4);
+    const auto* scales = scales_of_tile(const_cast<std::byte*>(x), padded_rows(rows), K);
+    auto* sums = reinterpret_cast<std::int32_t*>(wide);
+    simd().multiply_quads(quads.panels, kernel.columns, depth / 4, reinterpret_cast<const std::uint8_t*>(x), depth, rows, sums, width, false);
+    for (std::uint32_t r = 0; r < rows; ++r)
+      simd().dequantize(sums + r * width, quads.offsets, quads.scales, scales[r], wide + r * width, kernel.columns);
+  } else if (kernel.pairs()) {
+    simd().multiply_pairs(reinterpret_cast<const std::uint16_t*>(from.data), kernel.columns, K / 2, reinterpret_cast<const std::uint16_t*>(x), K, rows,
+                          wide, width, false);
+  } else {
+    const auto bf16 = kernel.dtype == DType::bf16;
+    const auto* values = reinterpret_cast<const float*>(x);
+    if (bf16) {
+      auto* copy = scratch.take_of<float>(rows * K);
+      simd().convert({x, true}, {copy, false}, rows * K);
+      values = copy;
+    }
+    simd().multiply(from.data, bf16, kernel.columns, K, values, K, rows, wide, width, false);
   }
-  auto* wide = width == kernel.columns ? acc : scratch.take_of<float>(height * width);
-  simd().multiply(from.data, bf16, kernel.columns, K, values, K, rows, wide, width, false);
   if (wide != acc)
     for (std::uint32_t r = 0; r < rows; ++r)
       std::memcpy(acc + std::uint64_t{r} * kernel.columns, wide + r * width, kernel.columns * sizeof(float));
   scratch.release(mark);
 }
+
+void prefer_library_products() { library_preferred = true; }
 
 std::string product_library() {
   const auto* version = dnnl::version();
@@ -253,6 +344,12 @@ void finish_tile(const float* acc, std::uint32_t rows, std::uint32_t columns, co
   }
 }
 
+std::uint64_t column_groups(const ThreadPool& pool, std::uint64_t tiles, std::uint64_t blocks) {
+  const std::uint64_t jobs_wanted = std::uint64_t{pool.thread_count()} * 32;
+  if (pool.thread_count() == 1 || tiles == 0 || tiles >= jobs_wanted) return 1;
+  return std::min(blocks, (jobs_wanted + tiles - 1) / tiles);
+}
+
 namespace {
 
 /// Runs every block of every matrix on every row tile. `source(row, count, height, scratch)` gives a tile of x:
@@ -270,10 +367,7 @@ void run_products(ThreadPool& pool, std::span<const PackedMatrix* const> matrice
   // A job is one row tile times some blocks: all of them when there are tiles enough for the threads, so that
   // the source is made once.
   const auto tiles = (rows + tile_rows - 1) / tile_rows;
-  const std::uint64_t jobs_wanted = std::uint64_t{pool.thread_count()} * 4;
-  std::uint64_t groups = 1;
-  if (pool.thread_count() > 1 && tiles > 0 && tiles < jobs_wanted)
-    groups = std::min<std::uint64_t>(work.size(), (jobs_wanted + tiles - 1) / tiles);
+  const auto groups = column_groups(pool, tiles, work.size());
   pool.parallel_for(tiles * groups, [&](std::uint64_t job, Scratch& scratch) {
     const auto row = job / groups * tile_rows;
     const auto group = job % groups;
@@ -294,6 +388,7 @@ void run_products(ThreadPool& pool, std::span<const PackedMatrix* const> matrice
 
 void product(ThreadPool& pool, const PackedMatrix& matrix, std::uint64_t rows, const RowWriter& write,
              const ProductOutput& output) {
+  ORRERY_CHECK(matrix.dtype() != DType::i8);  // Whose tiles have scales, too.
   const auto* const one = &matrix;
   const auto row_bytes = matrix.K() * size_of(matrix.dtype());
   run_products(pool, std::span(&one, 1), rows, std::span(&output, 1),
@@ -310,7 +405,15 @@ const std::byte* tile_of_rows(const std::byte* x, DType x_dtype, std::uint64_t K
   const auto height = padded_rows(count);
   const auto* from = x + row * K * size_of(x_dtype);
   if (x_dtype == dtype && height == count) return from;
-  auto* tile = scratch.take(height * K * size_of(dtype));
+  auto* tile = scratch.take(tile_bytes(height, K, dtype));
+  if (dtype == DType::i8) {
+    const auto depth = round_up(K, 4);
+    auto* scales = scales_of_tile(tile, height, K);
+    for (std::uint32_t r = 0; r < count; ++r)
+      scales[r] = simd().quantize({from + r * K * size_of(x_dtype), x_dtype == DType::bf16}, K, depth,
+                                  reinterpret_cast<std::uint8_t*>(tile) + r * depth);
+    return tile;
+  }
   convert(from, x_dtype, tile, dtype, count * K);
   std::memset(tile + count * K * size_of(dtype), 0, (height - count) * K * size_of(dtype));
   return tile;

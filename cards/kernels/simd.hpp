@@ -22,15 +22,25 @@ struct Row {
   bool bf16;
 };
 
-/// One query row's running softmax state and what is added to its scores.
-struct SoftmaxRow {
-  float* scores;          // In: q k^T of this block; out: exp(score - max).
-  float scale;
-  const float* bias;      // One per key of the block, or null.
-  const float* key_mask;  // 0 removes the key; or null.
-  float* max;             // Running maximum and sum.
-  float* sum;
-  float* values;          // Running un-normalised output, rescaled when the maximum grows.
+/// Query rows of one head, side by side: row i is column i of `columns` = Simd::panel_columns. What attention keeps of them.
+struct QueryTile {
+  const void* query;  // [head_dim][columns] f32, or in pairs [head_dim / 2][columns][2] bf16.
+  float* most;        // [columns] Largest score so far; -FLT_MAX when there is none.
+  float* sum;         // [columns] Sum of 2^(..) so far, and ...
+  float* output;      // [head_dim][columns] ... of 2^(..) v; both shrink when `most` grows.
+};
+
+/// Some keys and values of the same head, and what happens to scores.
+struct KeyBlock {
+  const void* keys;       // [count][head_dim] f32, or bf16 with an even head_dim.
+  const void* values;     // [count][head_dim] f32, or in pairs [ceil(count / 2)][head_dim][2] bf16; a missing partner is 0.
+  std::uint64_t count;    // At least 1.
+  std::uint64_t head_dim;
+  float scale;            // > 0 unless `adjust`: scores are scaled first, then ...
+  const float* bias;      // ... bias[column - key] is added, or null, and ...
+  const float* key_mask;  // ... keys of mask 0 are taken out, or null. Both only with `adjust`.
+  bool adjust;            // The same for all blocks of a tile: `most` is of adjusted, else of raw scores.
+  float* scores;          // Working memory: [count][columns].
 };
 
 struct Simd {
@@ -46,7 +56,6 @@ struct Simd {
   void (*finish)(const float* acc, const float* bias, Row to, std::uint64_t count, int activation);
   /// h += gate * y.
   void (*gate_add)(float* h, const float* gate, ConstRow y, std::uint64_t count);
-  void (*scale)(float* values, float factor, std::uint64_t count);
   void (*layer_norm_modulate)(const float* x, const float* shift, const float* scale, float eps, Row to, std::uint64_t count);
   /// weight may be null (ones).
   void (*rms_norm)(ConstRow x, const float* weight, float eps, Row to, std::uint64_t count);
@@ -60,8 +69,26 @@ struct Simd {
   /// panels: [ceil(columns / panel_columns)][pairs][panel_columns][2]; x rows of 2 * pairs elements used.
   void (*multiply_pairs)(const std::uint16_t* panels, std::uint64_t columns, std::uint64_t pairs, const std::uint16_t* x,
                          std::uint64_t x_stride, std::uint64_t rows, float* acc, std::uint64_t acc_stride, bool accumulate);
-  /// Softmax of one block of `keys` scores; the buffers of scores are padded to whole vectors.
-  void (*softmax_block)(const SoftmaxRow& row, std::uint64_t keys, std::uint64_t value_columns);
+  /// The same for bytes in fours, x unsigned and panels signed, into whole numbers: exact while 4 * quads <= 65536.
+  /// panels: [ceil(columns / panel_columns)][quads][panel_columns][4].
+  void (*multiply_quads)(const std::int8_t* panels, std::uint64_t columns, std::uint64_t quads, const std::uint8_t* x,
+                         std::uint64_t x_stride, std::uint64_t rows, std::int32_t* acc, std::uint64_t acc_stride, bool accumulate);
+  /// to = 128 + x / scale, rounded to nearest even, where scale (returned) is the largest |x| / 127; 128 up to `padded`. A row of
+  /// zeros has scale 0, one with a NaN scale NaN.
+  float (*quantize)(ConstRow x, std::uint64_t count, std::uint64_t padded, std::uint8_t* to);
+  /// to = (sums - offsets) * (scales * scale); `to` may be `sums`.
+  void (*dequantize)(const std::int32_t* sums, const std::int32_t* offsets, const float* scales, float scale, float* to, std::uint64_t count);
+  /// Merges a block of keys into the running softmax of a tile. Columns do not meet; keys are added in order.
+  void (*attend)(const KeyBlock& block, const QueryTile& tile);
+  /// The same with bf16 operands in pairs, weights rounded to bf16 for the second product; null as multiply_pairs.
+  void (*attend_pairs)(const KeyBlock& block, const QueryTile& tile);
+  /// to[c][r] = from[r][c] for r < rows, c < columns; 4-byte elements.
+  void (*transpose)(const std::uint32_t* from, std::uint64_t from_stride, std::uint64_t rows, std::uint64_t columns,
+                    std::uint32_t* to, std::uint64_t to_stride);
+  /// to[2 i] = a[i], to[2 i + 1] = b[i], or 0 where b is null.
+  void (*interleave)(const std::uint16_t* a, const std::uint16_t* b, std::uint16_t* to, std::uint64_t count);
+  /// values[r][c] *= factors[c] for c < panel_columns.
+  void (*scale_columns)(float* values, const float* factors, std::uint64_t rows);
 };
 
 /// The table of this process.

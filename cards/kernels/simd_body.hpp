@@ -38,6 +38,9 @@ using V = float __attribute__((vector_size(lanes * 4)));
 using I = std::int32_t __attribute__((vector_size(lanes * 4)));
 using W = std::uint32_t __attribute__((vector_size(lanes * 4)));
 using H = u16 __attribute__((vector_size(lanes * 2)));
+using UnalignedI = std::int32_t __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
+using B = std::uint8_t __attribute__((vector_size(lanes)));
+using UnalignedB = std::uint8_t __attribute__((vector_size(lanes), aligned(1), may_alias));
 using UnalignedV = float __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
 using UnalignedH = u16 __attribute__((vector_size(lanes * 2), aligned(2), may_alias));
 
@@ -60,6 +63,8 @@ ORRERY_INLINE V load(const u16* from) {
   const H half = *reinterpret_cast<const UnalignedH*>(from);
   return (V)(__builtin_convertvector(half, W) << 16);
 }
+ORRERY_INLINE I load(const std::int32_t* from) { return *reinterpret_cast<const UnalignedI*>(from); }
+ORRERY_INLINE void store(std::int32_t* to, I value) { *reinterpret_cast<UnalignedI*>(to) = value; }
 ORRERY_INLINE void store(float* to, V value) { *reinterpret_cast<UnalignedV*>(to) = value; }
 /// Round to nearest, ties to even; NaN stays NaN.
 ORRERY_INLINE void store(u16* to, V value) {
@@ -98,19 +103,21 @@ ORRERY_INLINE V load_at(const T* from, u64 i, u64 count) {
   return count == lanes ? load(from + i) : load_part(from + i, count);
 }
 
+/// The larger one; `otherwise` where they cannot be compared.
+ORRERY_INLINE V larger(V value, V otherwise) {
+#if defined(__AVX512F__)
+  return (V)_mm512_maskz_max_ps(0xffff, (__m512)value, (__m512)otherwise);
+#else
+  return value > otherwise ? value : otherwise;
+#endif
+}
+
 ORRERY_INLINE float sum_of(V value) {
   float part[lanes];
   store(part, value);
   for (u64 width = lanes / 2; width > 0; width /= 2)
     for (u64 i = 0; i < width; ++i) part[i] += part[i + width];
   return part[0];
-}
-ORRERY_INLINE float max_of(V value) {
-  float part[lanes];
-  store(part, value);
-  float most = part[0];
-  for (u64 i = 1; i < lanes; ++i) most = part[i] > most ? part[i] : most;
-  return most;
 }
 ORRERY_INLINE I lane_numbers() {
   I numbers;
@@ -143,6 +150,40 @@ ORRERY_INLINE V exp_of(V x) {
   return p * low * high;
 }
 
+/// 2^x for x <= 0, 0 below -127 (or where f32 ends), NaN for NaN. Relative error 1e-7, or 1e-4 with `Rough`, which is
+/// enough for what is rounded to bf16. 1 for 0.
+template <bool Rough>
+ORRERY_INLINE V power_of_two(V x) {
+#if defined(__AVX512F__)
+  // Masks of all lanes: GCC 12 warns falsely about the forms without one.
+  x = (V)_mm512_maskz_max_ps(0xffff, (__m512)splat(-200.0f), (__m512)x);
+  const V n = (V)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  x = x < splat(-127.0f) ? splat(-127.0f) : x;
+  const V magic = splat(12582912.0f);
+  const V n = (x + magic) - magic;
+#endif
+  const V r = x - n;
+  V p;
+  if constexpr (Rough) {
+    p = splat(5.500892922e-2f);
+    p = fma(p, r, splat(2.422109544e-1f));
+    p = fma(p, r, splat(6.932829022e-1f));
+  } else {
+    p = splat(1.326472731e-3f);
+    p = fma(p, r, splat(9.671512991e-3f));
+    p = fma(p, r, splat(5.550733581e-2f));
+    p = fma(p, r, splat(2.402224243e-1f));
+    p = fma(p, r, splat(6.931470037e-1f));
+  }
+  p = fma(p, r, splat(1.0f));
+#if defined(__AVX512F__)
+  return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
+  return p * (V)((__builtin_convertvector(n, I) + 127) << 23);
+#endif
+}
+
 /// erf to about 1 ulp (two minimax polynomials, split at 0.921875; N. Juffa).
 ORRERY_INLINE V erf_of(V x) {
   const V t = (V)((W)x & 0x7fffffffU);
@@ -154,7 +195,7 @@ ORRERY_INLINE V erf_of(V x) {
   r = fma(r, t, splat(-6.34846687e-1f));
   r = fma(r, t, splat(-1.28717512e-1f));
   r = fma(r, t, -t);
-  r = 1.0f - exp_of(r);
+  r = 1.0f - power_of_two<false>(r * 1.44269504088896341f);
   const V large = (V)((W)r | ((W)x & 0x80000000U));
   V q = splat(-5.96761703e-4f);
   q = fma(q, s, splat(4.99119423e-3f));
@@ -230,10 +271,6 @@ void gate_add_row(float* h, const float* gate, ConstRow y, u64 count) {
     add(static_cast<const float*>(y.data));
 }
 
-void scale_row(float* values, float factor, u64 count) {
-  map_row(values, values, count, [&](u64, u64, V x) { return x * factor; });
-}
-
 /// Sum over a row of f(position, lanes that count, values): one accumulator per lane, then a tree over lanes.
 template <class T, class Function>
 ORRERY_INLINE float sum_row(const T* x, u64 count, Function f) {
@@ -283,6 +320,8 @@ struct OneByOne {
   using Value = float;
   using Panel = T;
   using Splat = V;
+  using Sum = V;
+  using Result = float;
   static constexpr u64 width = 1;  // Panel elements per column and step.
   static ORRERY_INLINE V columns_at(const T* panel) { return load(panel); }
   static ORRERY_INLINE V value_at(const float* x) { return splat(*x); }
@@ -294,6 +333,8 @@ struct PairByPair {
   using Value = u16;
   using Panel = u16;
   using Splat = __m512bh;
+  using Sum = V;
+  using Result = float;
   static constexpr u64 width = 2;
   static ORRERY_INLINE __m512bh columns_at(const u16* panel) { return (__m512bh)_mm512_loadu_si512(panel); }
   static ORRERY_INLINE __m512bh value_at(const u16* x) {
@@ -307,44 +348,95 @@ struct PairByPair {
 };
 #endif
 
-/// Rows of a tile times one panel. Each element is a chain of steps along K, from 0 (or from acc).
+/// Four products of bytes, x unsigned and columns signed, added to a whole number: exact, so in any order.
+struct QuadByQuad {
+  using Value = std::uint8_t;
+  using Panel = std::int8_t;
+  using Splat = I;
+  using Sum = I;
+  using Result = std::int32_t;
+  static constexpr u64 width = 4;
+  static ORRERY_INLINE I columns_at(const std::int8_t* panel) { return *reinterpret_cast<const UnalignedI*>(panel); }
+  static ORRERY_INLINE I value_at(const std::uint8_t* x) {
+    std::int32_t quad;
+    __builtin_memcpy(&quad, x, sizeof quad);
+    return quad - I{};
+  }
+  static ORRERY_INLINE I step(I value, I columns, I sum) {
+#if defined(__AVX512VNNI__)
+    return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)value, (__m512i)columns);
+#else
+    for (int byte = 0; byte < 4; ++byte) sum += ((value >> (8 * byte)) & 255) * ((columns << (24 - 8 * byte)) >> 24);
+    return sum;
+#endif
+  }
+};
+
+/// Rows of a tile times one panel. Each element is a chain of steps along K, from 0 (or from acc). Steps of x lie
+/// `x_step` apart. With `most`: [panel_columns], raised to the largest result of each column.
 template <u64 Rows, class Step>
 ORRERY_INLINE void multiply_rows(const typename Step::Panel* panel, u64 steps, const typename Step::Value* x, u64 x_stride,
-                                 float* acc, u64 acc_stride, bool accumulate) {
-  V sums[Rows][panel_vectors];
+                                 u64 x_step, typename Step::Result* acc, u64 acc_stride, bool accumulate, float* most = nullptr) {
+  typename Step::Sum sums[Rows][panel_vectors];
   for (u64 r = 0; r < Rows; ++r)
-    for (u64 v = 0; v < panel_vectors; ++v) sums[r][v] = accumulate ? load(acc + r * acc_stride + v * lanes) : V{};
+    for (u64 v = 0; v < panel_vectors; ++v) sums[r][v] = accumulate ? load(acc + r * acc_stride + v * lanes) : typename Step::Sum{};
   for (u64 k = 0; k < steps; ++k) {
     typename Step::Splat columns[panel_vectors];
     for (u64 v = 0; v < panel_vectors; ++v)
       columns[v] = Step::columns_at(panel + (k * panel_columns + v * lanes) * Step::width);
     for (u64 r = 0; r < Rows; ++r) {
-      const auto value = Step::value_at(x + r * x_stride + k * Step::width);
+      const auto value = Step::value_at(x + r * x_stride + k * x_step);
       for (u64 v = 0; v < panel_vectors; ++v) sums[r][v] = Step::step(value, columns[v], sums[r][v]);
     }
   }
   for (u64 r = 0; r < Rows; ++r)
     for (u64 v = 0; v < panel_vectors; ++v) store(acc + r * acc_stride + v * lanes, sums[r][v]);
+  if constexpr (Step::width < 4) {
+    if (most == nullptr) return;
+    for (u64 v = 0; v < panel_vectors; ++v) {
+      V largest = load(most + v * lanes);
+      for (u64 r = 0; r < Rows; ++r) largest = larger(sums[r][v], largest);
+      store(most + v * lanes, largest);
+    }
+  }
 }
+
+template <u64 Value>
+struct Count {
+  static constexpr u64 value = Value;
+};
+
+/// f(first row, Count<rows>) for groups of rows.
+template <class Function>
+ORRERY_INLINE void for_row_groups(u64 rows, Function f) {
+  u64 r = 0;
+  for (; r + panel_rows <= rows; r += panel_rows) f(r, Count<panel_rows>{});
+  switch (rows - r) {
+    case 1: f(r, Count<1>{}); break;
+    case 2: f(r, Count<2>{}); break;
+    case 3: f(r, Count<3>{}); break;
+    case 4: f(r, Count<4>{}); break;
+    case 5: f(r, Count<5>{}); break;
+    default: break;
+  }
+}
+
+/// Bytes of a panel that are used for all rows before the next ones are: they stay in the second-level cache.
+constexpr u64 panel_bytes = 128 * 1024;
 
 template <class Step>
 void multiply_panels(const typename Step::Panel* panels, u64 columns, u64 steps, const typename Step::Value* x, u64 x_stride,
-                     u64 rows, float* acc, u64 acc_stride, bool accumulate) {
-  for (u64 column = 0; column < columns; column += panel_columns, panels += steps * panel_columns * Step::width) {
-    u64 r = 0;
-    for (; r + panel_rows <= rows; r += panel_rows)
-      multiply_rows<panel_rows, Step>(panels, steps, x + r * x_stride, x_stride, acc + r * acc_stride + column, acc_stride, accumulate);
-    const auto* rest = x + r * x_stride;
-    float* to = acc + r * acc_stride + column;
-    switch (rows - r) {
-      case 1: multiply_rows<1, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
-      case 2: multiply_rows<2, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
-      case 3: multiply_rows<3, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
-      case 4: multiply_rows<4, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
-      case 5: multiply_rows<5, Step>(panels, steps, rest, x_stride, to, acc_stride, accumulate); break;
-      default: break;
+                     u64 rows, typename Step::Result* acc, u64 acc_stride, bool accumulate) {
+  constexpr u64 steps_most = panel_bytes / (panel_columns * Step::width * sizeof(typename Step::Panel));
+  for (u64 column = 0; column < columns; column += panel_columns)
+    for (u64 begin = 0; begin < steps; begin += steps_most) {
+      const u64 count = steps - begin < steps_most ? steps - begin : steps_most;
+      for_row_groups(rows, [&](u64 r, auto group) {
+        multiply_rows<decltype(group)::value, Step>(panels, count, x + r * x_stride + begin * Step::width, x_stride, Step::width,
+                                                    acc + r * acc_stride + column, acc_stride, accumulate || begin > 0);
+      });
+      panels += count * panel_columns * Step::width;
     }
-  }
 }
 
 void multiply_tile(const void* panels, bool panels_bf16, u64 columns, u64 K, const float* x, u64 x_stride, u64 rows,
@@ -355,45 +447,201 @@ void multiply_tile(const void* panels, bool panels_bf16, u64 columns, u64 K, con
     multiply_panels<OneByOne<float>>(static_cast<const float*>(panels), columns, K, x, x_stride, rows, acc, acc_stride, accumulate);
 }
 
-void softmax_block_row(const SoftmaxRow& row, u64 keys, u64 value_columns) {
-  const float nothing = -__builtin_inff();
-  V most = splat(nothing);
-  for (u64 i = 0; i < keys; i += lanes) {
-    const u64 n = keys - i < lanes ? keys - i : lanes;
-    V score = load(row.scores + i) * row.scale;
-    if (row.bias != nullptr) score += load_at(row.bias, i, n);
-    if (row.key_mask != nullptr) score = load_at(row.key_mask, i, n) != V{} ? score : splat(nothing);
-    score = keep_lanes(score, n, nothing);
-    most = score > most ? score : most;
-    store(row.scores + i, score);
+/// scores * scale + bias, masked; and the largest of each column.
+ORRERY_INLINE void adjust_scores(const KeyBlock& block, float* most) {
+  V largest[panel_vectors];
+  for (u64 v = 0; v < panel_vectors; ++v) largest[v] = load(most + v * lanes);
+  for (u64 j = 0; j < block.count; ++j)
+    for (u64 v = 0; v < panel_vectors; ++v) {
+      float* at = block.scores + j * panel_columns + v * lanes;
+      V score = load(at) * block.scale;
+      if (block.bias != nullptr) score += load(block.bias + v * lanes - j);
+      if (block.key_mask != nullptr && block.key_mask[j] == 0) score = splat(-__builtin_inff());
+      largest[v] = larger(score, largest[v]);
+      store(at, score);
+    }
+  for (u64 v = 0; v < panel_vectors; ++v) store(most + v * lanes, largest[v]);
+}
+
+#if defined(__AVX512BF16__)
+/// bf16 of even and odd next to each other.
+ORRERY_INLINE void store_pairs(void* to, V even, V odd) {
+  const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                          19, 3, 18, 2, 17, 1, 16, 0);
+  const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(places, both));
+}
+#endif
+
+/// Scores to weights 2^((score - most) factor), in place; adds them to `sum`. With `Pairs` two rows become one row of pairs.
+template <bool Pairs>
+ORRERY_INLINE void weigh_scores(const KeyBlock& block, const float* most, float factor, float* sum) {
+  V largest[panel_vectors], total[panel_vectors];
+  for (u64 v = 0; v < panel_vectors; ++v) {
+    largest[v] = load(most + v * lanes);
+    total[v] = V{};
   }
-  const float block_max = max_of(most);
-  const float max = block_max > *row.max ? block_max : *row.max;
-  if (max == nothing) {  // Every key so far is masked.
-    for (u64 i = 0; i < keys; i += lanes) store(row.scores + i, V{});
-    return;
+  if constexpr (Pairs) {
+#if defined(__AVX512BF16__)
+    for (u64 j = 0; j < block.count; j += 2)
+      for (u64 v = 0; v < panel_vectors; ++v) {
+        const float* at = block.scores + j * panel_columns + v * lanes;
+        const V even = power_of_two<true>((load(at) - largest[v]) * factor);
+        V odd = {};
+        if (j + 1 < block.count) odd = power_of_two<true>((load(at + panel_columns) - largest[v]) * factor);
+        total[v] = (total[v] + even) + odd;
+        store_pairs(block.scores + j / 2 * panel_columns + v * lanes, even, odd);
+      }
+#endif
+  } else {
+    for (u64 j = 0; j < block.count; ++j)
+      for (u64 v = 0; v < panel_vectors; ++v) {
+        float* at = block.scores + j * panel_columns + v * lanes;
+        const V weight = power_of_two<false>((load(at) - largest[v]) * factor);
+        total[v] += weight;
+        store(at, weight);
+      }
   }
-  V sum = {};
-  for (u64 i = 0; i < keys; i += lanes) {
-    const V weight = exp_of(load(row.scores + i) - max);
-    sum += weight;
-    store(row.scores + i, weight);
+  for (u64 v = 0; v < panel_vectors; ++v) store(sum + v * lanes, load(sum + v * lanes) + total[v]);
+}
+
+void scale_columns_of(float* values, const float* factors, u64 rows) {
+  for (u64 r = 0; r < rows; ++r)
+    for (u64 v = 0; v < panel_vectors; ++v) {
+      float* at = values + r * panel_columns + v * lanes;
+      store(at, load(at) * load(factors + v * lanes));
+    }
+}
+
+template <class Step>
+void attend_tile(const KeyBlock& block, const QueryTile& tile) {
+  constexpr u64 width = Step::width;
+  const auto* query = static_cast<const typename Step::Panel*>(tile.query);
+  const auto* keys = static_cast<const typename Step::Value*>(block.keys);
+  const auto* values = static_cast<const typename Step::Value*>(block.values);
+  float before[panel_columns], most[panel_columns], shrink[panel_columns];
+  for (u64 v = 0; v < panel_vectors; ++v) {
+    const V old = load(tile.most + v * lanes);
+    store(before + v * lanes, old);
+    store(most + v * lanes, old);
   }
-  const float shrink = exp_of(splat(*row.max - max))[0];
-  *row.sum = *row.sum * shrink + sum_of(sum);
-  *row.max = max;
-  if (shrink != 1.0f) scale_row(row.values, shrink, value_columns);
+  for_row_groups(block.count, [&](u64 key, auto count) {
+    multiply_rows<decltype(count)::value, Step>(query, block.head_dim / width, keys + key * block.head_dim, block.head_dim, width,
+                                                block.scores + key * panel_columns, panel_columns, false,
+                                                block.adjust ? nullptr : most);
+  });
+  const float log2_e = 1.44269504088896341f;
+  if (block.adjust) adjust_scores(block, most);
+  const float factor = block.adjust ? log2_e : block.scale * log2_e;
+  bool grown = false;
+  for (u64 v = 0; v < panel_vectors; ++v) {
+    const V old = load(before + v * lanes), now = load(most + v * lanes);
+    const V less = power_of_two<false>((old - now) * factor);
+    store(shrink + v * lanes, less);
+    store(tile.most + v * lanes, now);
+    store(tile.sum + v * lanes, load(tile.sum + v * lanes) * less);
+    for (u64 i = 0; i < lanes; ++i) grown |= before[v * lanes + i] != most[v * lanes + i];
+  }
+  if (grown) scale_columns_of(tile.output, shrink, block.head_dim);
+  weigh_scores<width == 2>(block, most, factor, tile.sum);
+  for_row_groups(block.head_dim, [&](u64 row, auto count) {
+    multiply_rows<decltype(count)::value, Step>(reinterpret_cast<const typename Step::Panel*>(block.scores), (block.count + width - 1) / width,
+                                                values + row * width, width, block.head_dim * width,
+                                                tile.output + row * panel_columns, panel_columns, true);
+  });
+}
+
+void transpose_words(const std::uint32_t* from, u64 from_stride, u64 rows, u64 columns, std::uint32_t* to, u64 to_stride) {
+  u64 r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    u64 c = 0;
+    for (; c + 4 <= columns; c += 4) {
+      const auto* at = reinterpret_cast<const float*>(from + r * from_stride + c);
+      __m128 a = _mm_loadu_ps(at), b = _mm_loadu_ps(at + from_stride), d = _mm_loadu_ps(at + 2 * from_stride), e = _mm_loadu_ps(at + 3 * from_stride);
+      _MM_TRANSPOSE4_PS(a, b, d, e);
+      auto* out = reinterpret_cast<float*>(to + c * to_stride + r);
+      _mm_storeu_ps(out, a);
+      _mm_storeu_ps(out + to_stride, b);
+      _mm_storeu_ps(out + 2 * to_stride, d);
+      _mm_storeu_ps(out + 3 * to_stride, e);
+    }
+    for (; c < columns; ++c)
+      for (u64 i = r; i < r + 4; ++i) to[c * to_stride + i] = from[i * from_stride + c];
+  }
+  for (; r < rows; ++r)
+    for (u64 c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
+void interleave_row(const u16* a, const u16* b, u16* to, u64 count) {
+  auto* pairs = reinterpret_cast<std::uint32_t*>(to);
+  if (b == nullptr)
+    for (u64 i = 0; i < count; ++i) pairs[i] = a[i];
+  else
+    for (u64 i = 0; i < count; ++i) pairs[i] = a[i] | static_cast<std::uint32_t>(b[i]) << 16;
+}
+
+/// Bits of the largest magnitude: NaN counts as larger than everything.
+template <class T>
+ORRERY_INLINE float magnitude_of(const T* x, u64 count) {
+  W most = {};
+  const auto look = [&](V values) {
+    const W bits = (W)values & 0x7fffffffU;
+    most = bits > most ? bits : most;
+  };
+  u64 i = 0;
+  for (; i + lanes <= count; i += lanes) look(load(x + i));
+  if (i < count) look(load_part(x + i, count - i));
+  std::uint32_t bits = 0;
+  for (u64 lane = 0; lane < lanes; ++lane) bits = most[lane] > bits ? most[lane] : bits;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+float quantize_row(ConstRow x, u64 count, u64 padded, std::uint8_t* to) {
+  float scale = 0;
+  const auto quantize = [&](const auto* values) {
+    const float most = magnitude_of(values, count);
+    scale = most / 127.0f;
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    const V magic = splat(12582912.0f);
+    const auto bytes_of = [&](V v) {
+      const V whole = (v * inverse + magic) - magic;
+      return __builtin_convertvector(__builtin_convertvector(whole, I) + 128, B);
+    };
+    u64 i = 0;
+    for (; i + lanes <= count; i += lanes) *reinterpret_cast<UnalignedB*>(to + i) = bytes_of(load(values + i));
+    if (i < count) {
+      const B last = bytes_of(load_part(values + i, count - i));
+      for (u64 lane = 0; i < count; ++i, ++lane) to[i] = last[lane];
+    }
+  };
+  if (x.bf16)
+    quantize(static_cast<const u16*>(x.data));
+  else
+    quantize(static_cast<const float*>(x.data));
+  for (u64 i = count; i < padded; ++i) to[i] = 128;
+  return scale;
+}
+
+void dequantize_row(const std::int32_t* sums, const std::int32_t* offsets, const float* scales, float scale, float* to, u64 count) {
+  const auto value = [&](I sum, I offset, V scale_of) { return __builtin_convertvector(sum - offset, V) * (scale_of * scale); };
+  u64 i = 0;
+  for (; i + lanes <= count; i += lanes) store(to + i, value(load(sums + i), load(offsets + i), load(scales + i)));
+  for (; i < count; ++i) to[i] = static_cast<float>(sums[i] - offsets[i]) * (scales[i] * scale);
 }
 
 #if defined(__AVX512BF16__)
 constexpr auto multiply_pairs_tile = multiply_panels<PairByPair>;
+constexpr auto attend_pairs_tile = attend_tile<PairByPair>;
 #else
 constexpr decltype(Simd::multiply_pairs) multiply_pairs_tile = nullptr;
+constexpr decltype(Simd::attend_pairs) attend_pairs_tile = nullptr;
 #endif
 
-const Simd table = {ORRERY_SIMD_NAME, lanes,      panel_columns, convert_row,         activate_row,
-                    add_row,          finish_row, gate_add_row,  scale_row,           layer_norm_modulate_row,
-                    rms_norm_row,     rotate_row, multiply_tile, multiply_pairs_tile, softmax_block_row};
+const Simd table = {ORRERY_SIMD_NAME, lanes, panel_columns, convert_row, activate_row, add_row, finish_row, gate_add_row, layer_norm_modulate_row,
+                    rms_norm_row, rotate_row, multiply_tile, multiply_pairs_tile, multiply_panels<QuadByQuad>, quantize_row, dequantize_row, attend_tile<OneByOne<float>>, attend_pairs_tile,
+                    transpose_words, interleave_row, scale_columns_of};
 
 }  // namespace
 
