@@ -16,7 +16,7 @@
 #include "base/digest.hpp"
 #include "base/trace.hpp"
 #include "protocol/exchange.hpp"
-#include "protocol/zmq_transport.hpp"
+#include "protocol/host_transport.hpp"
 
 namespace orrery::actors {
 
@@ -170,11 +170,11 @@ public:
   std::string address() const { return exchange_->address(); }
 
   Status open(std::uint64_t cluster_id, const std::string& host, const Security& security) {
-    protocol::ZmqOptions wire;
-    wire.self = endpoint_;
-    wire.bind = "tcp://" + host + ":0";
-    wire.security = security;
-    ORRERY_TRY(transport, protocol::make_zmq_transport(wire));
+    protocol::HostTransportOptions way;
+    way.wire.self = endpoint_;
+    way.wire.bind = "tcp://" + host + ":0";
+    way.wire.security = security;
+    ORRERY_TRY(transport, protocol::make_host_transport(way));
     protocol::ExchangeOptions options;
     options.cluster_id = cluster_id;
     ORRERY_TRY(exchange, protocol::Exchange::create(options, std::move(transport), clock_));

@@ -11,8 +11,8 @@
 
 #include "actors/program_runner.hpp"
 #include "base/private_folder.hpp"
+#include "protocol/host_transport.hpp"
 #include "protocol/inproc_transport.hpp"
-#include "protocol/zmq_transport.hpp"
 #include "topology/planner.hpp"
 
 namespace orrery::actors {
@@ -30,19 +30,21 @@ public:
     protocol::ExchangeOptions options;
     ORRERY_CHECK(::getrandom(&options.cluster_id, sizeof options.cluster_id, 0) == sizeof options.cluster_id);
     const auto hub = protocol::make_inproc_hub();
-    if (transport == topology::DataTransport::ipc) {
+    using topology::DataTransport;
+    const bool has_sockets = transport == DataTransport::ipc || transport == DataTransport::tcp || transport == DataTransport::shm;
+    if (has_sockets && transport != DataTransport::tcp) {
       ORRERY_TRY(folder, PrivateFolder::create());
       folder_ = std::move(folder);
     }
     for (std::size_t i = 0; i < nodes.size(); ++i) {
       const auto self = static_cast<protocol::PeerId>(i + 1);
       std::unique_ptr<protocol::Transport> wire;
-      if (transport == topology::DataTransport::ipc || transport == topology::DataTransport::tcp) {
-        protocol::ZmqOptions zmq;
-        zmq.self = self;
-        if (transport == topology::DataTransport::ipc)
-          zmq.bind = "ipc://" + folder_.path() + "/" + std::to_string(self);
-        ORRERY_TRY(made, protocol::make_zmq_transport(zmq));
+      if (has_sockets) {
+        protocol::HostTransportOptions way;
+        way.path = transport == DataTransport::shm ? protocol::HostPath::shm : protocol::HostPath::zmq;
+        way.wire.self = self;
+        if (transport != DataTransport::tcp) way.wire.bind = "ipc://" + folder_.path() + "/" + std::to_string(self);
+        ORRERY_TRY(made, protocol::make_host_transport(way));
         wire = std::move(made);
       } else {
         wire = protocol::make_inproc_transport(hub, self);

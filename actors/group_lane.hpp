@@ -5,7 +5,7 @@
 //                 ── lane: write ───────▶ every rank         run ──▶ a thread per rank         read ◀── rank 0
 //
 // Nodes are joined as the cluster file says (data.transport): `ipc` and `tcp` through ZeroMQ sockets of this process,
-// `inproc` and `auto` through memory. Programs, frames and sums are those of a real cluster; processes, recovery and
+// `shm` through memory that is shared as between processes, `inproc` and `auto` through memory. Programs, frames and sums are those of a real cluster; processes, recovery and
 // CAF are not here.
 
 #pragma once

@@ -46,6 +46,7 @@ Result<std::unique_ptr<NodeHost>> NodeHost::start(const NodeHostOptions& options
   runtime.security = options.security;
   runtime.allow_faults = options.allow_faults;
   runtime.data_bind = options.data_bind.empty() ? "tcp://" + options.listen_host + ":0" : options.data_bind;
+  runtime.share_memory = options.share_memory;
   ORRERY_TRY(made, NodeRuntime::create(runtime));
   state->runtime = std::move(made);
   ControlOptions control_options;

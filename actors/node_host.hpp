@@ -19,6 +19,7 @@ struct NodeHostOptions {
   std::uint32_t peer = 0;                 // Number on the data plane: 1 + index of the node in the cluster.
   std::string listen_host = "127.0.0.1";  // Where this node's control and data ports listen (port 0: any free one).
   std::string data_bind;                  // Empty: tcp on listen_host; or "ipc://PATH".
+  bool share_memory = true;               // With processes of the same host.
   std::string data_advertise;             // What others connect to, when that is not where it listens (a relay).
   Duration join_timeout = std::chrono::seconds(60);  // The coordinator may come up later than we, or again.
   bool allow_faults = false;              // Obeys `orrery fault`.

@@ -11,7 +11,7 @@
 #include "actors/request_check.hpp"
 #include "base/log.hpp"
 #include "compiler/models/cosmos_codec.hpp"
-#include "protocol/zmq_transport.hpp"
+#include "protocol/host_transport.hpp"
 #include "topology/plan_text.hpp"
 
 namespace orrery::actors {
@@ -46,12 +46,13 @@ Result<std::shared_ptr<const cards::WeightSet>> weights_of(StageKind kind, const
 
 Result<std::unique_ptr<NodeRuntime>> NodeRuntime::create(const NodeRuntimeOptions& options) {
   std::unique_ptr<NodeRuntime> node(new NodeRuntime(options));
-  protocol::ZmqOptions wire;
-  wire.self = options.peer;
-  wire.bind = options.data_bind;
-  wire.advertise = options.data_advertise;
-  wire.security = options.security;
-  ORRERY_TRY(transport, protocol::make_zmq_transport(wire));
+  protocol::HostTransportOptions way;
+  way.wire.self = options.peer;
+  way.wire.bind = options.data_bind;
+  way.wire.advertise = options.data_advertise;
+  way.wire.security = options.security;
+  if (!options.share_memory) way.path = protocol::HostPath::zmq;
+  ORRERY_TRY(transport, protocol::make_host_transport(way));
   if (options.allow_faults) {
     node->faults_ = std::make_unique<FaultSwitch>(node->clock_);
     auto faulty = std::make_unique<protocol::FaultyTransport>(std::move(transport), protocol::FaultOptions{});

@@ -31,6 +31,7 @@ struct NodeRuntimeOptions {
   std::uint64_t cluster_id = 0;
   std::string data_bind = "tcp://127.0.0.1:0";  // protocol::ZmqOptions::bind
   std::string data_advertise;
+  bool share_memory = true;  // With processes of this host (protocol/host_transport.hpp).
   protocol::PeerId peer = 0;
   Security security = {};
   bool allow_faults = false;  // Cards and transport can be made to misbehave (fault_switch.hpp).

@@ -125,6 +125,8 @@ struct LocalCluster::State {
       process.arguments.insert(process.arguments.end(),
                                {"--data", "ipc://" + folder.path() + "/n" + std::to_string(index) + "-" + std::to_string(life)});
     if (allow_faults) process.arguments.push_back("--allow-faults");
+    if (cluster.data.transport == topology::DataTransport::ipc || cluster.data.transport == topology::DataTransport::tcp)
+      process.arguments.push_back("--no-shared-memory");
     const auto keys = words_of(cluster.security);
     process.arguments.insert(process.arguments.end(), keys.begin(), keys.end());
     if (over_ssh())

@@ -23,6 +23,7 @@ struct NodeArguments {
   double join_timeout = 60;
   std::string data_advertise;
   bool allow_faults = false;
+  bool no_shared_memory = false;
   topology::SecuritySpec security;
 };
 
@@ -40,6 +41,7 @@ Result<int> run_node(const NodeArguments& arguments, const VerbContext& context)
   options.data_bind = arguments.data;
   ORRERY_TRY(security, security_of(arguments.security, arguments.name));
   options.security = security;
+  options.share_memory = !arguments.no_shared_memory;
   options.data_advertise = arguments.data_advertise;
   options.allow_faults = arguments.allow_faults;
   options.join_timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(arguments.join_timeout));
@@ -72,6 +74,7 @@ void add_node(CLI::App& app, VerbContext& context) {
   add_security_options(*verb, arguments->security);
   verb->add_option("--join-timeout", arguments->join_timeout, "How long to look for the coordinator, at first and whenever it is lost")->type_name("SECONDS")->check(CLI::Range(0.0, 1e6));
   verb->add_option("--data-advertise", arguments->data_advertise, "Where others reach the data plane, when that is not where it listens")->type_name("ADDRESS");
+  verb->add_flag("--no-shared-memory", arguments->no_shared_memory, "Sockets also between processes of one host");
   verb->add_flag("--allow-faults", arguments->allow_faults, "Obey `orrery fault`: for tests, never in production");
   verb->callback([arguments, &context] { context.run = [arguments, &context] { return run_node(*arguments, context); }; });
   set_examples(*verb, {"orrery node --name n1 --coordinator 10.0.0.1:7700 --cluster-id 12345 --peer 1 --listen 10.0.0.2"});

@@ -136,10 +136,15 @@ public:
   bool helps(PeerId id) const override {
     const std::lock_guard lock(mutex_);
     const auto found = peers_.find(id);
-    return !closed_ && found != peers_.end() && found->second.usable();
+    if (closed_ || found == peers_.end()) return false;
+    return found->second.usable() || (!sharing_ && inner_->helps(id));
   }
 
   void help(Duration longest) override {
+    if (!sharing_) {
+      inner_->help(longest);
+      return;
+    }
     helped_ = true;
     if (options_.spin > Duration::zero() && spin()) return;
     // Shortly first: then nobody has to ring for what is not waited for.
@@ -161,6 +166,7 @@ public:
   }
 
   void wake_helper() override {
+    inner_->wake_helper();
     helper_woken_ = true;
     const auto listening = static_cast<ShmListening>(home_->head().listening.load(std::memory_order_seq_cst));
     if (listening == ShmListening::helper || listening == ShmListening::patient_helper) home_->bell().ring(ShmBell::helper_bit);
@@ -441,6 +447,7 @@ private:
     std::vector<std::shared_ptr<ShmLink>> links;  // The former ones are let go of after the lock.
     for (const auto& each : reading_)
       if (!each.broken) links.push_back(each.link);
+    sharing_ = !links.empty();
     const std::lock_guard lock(watch_mutex_);
     links.swap(watched_);
   }
@@ -543,6 +550,7 @@ private:
   std::vector<std::shared_ptr<ShmLink>> leaving_;
   std::atomic<bool> changed_{false};
   std::atomic<bool> any_refused_{false};
+  std::atomic<bool> sharing_{false};  // With anybody: helpers wait for the bell, else in the inner transport.
 
   std::mutex watch_mutex_;
   std::vector<std::shared_ptr<ShmLink>> watched_;

@@ -1,5 +1,6 @@
 #include "protocol/zmq_transport.hpp"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -9,6 +10,7 @@
 
 #include <atomic>
 #include <charconv>
+#include <condition_variable>
 #include <deque>
 #include <filesystem>
 #include <map>
@@ -28,6 +30,8 @@ namespace {
 
 constexpr std::string_view tcp_scheme = "tcp://";
 constexpr std::string_view ipc_scheme = "ipc://";
+// How long the thread leaves sockets to helpers.
+constexpr auto short_pause = std::chrono::milliseconds(1);
 // Received in one go before queues are looked at again.
 constexpr int receive_batch = 64;
 // ZeroMQ's own; messages that fit into it are not read straight into memory of their own.
@@ -136,9 +140,12 @@ struct QueuedFrame {
   Shard payload;
 };
 
+struct Link;
+
 // What other threads may touch, under the lock.
 struct Outbox {
   std::deque<QueuedFrame> frames;
+  Link* link = nullptr;    // Once its socket is there.
   bool connected = false;  // Frames for nobody would keep their payloads borrowed: none are taken.
   bool refused = false;
 };
@@ -149,7 +156,7 @@ struct Command {
   std::string key;      // Empty: not encrypted.
 };
 
-// What only the pump thread touches.
+// What only the pump touches, but for the dealer and what is known of it: under the lock.
 struct Link {
   std::string address;
   zmq::socket_t dealer;
@@ -158,6 +165,8 @@ struct Link {
   bool header_sent = false;  // Of the frame at the front.
   std::string key;           // The peer's; empty: not encrypted.
   bool refusal_told = false;
+  int monitor_descriptor = -1, dealer_descriptor = -1;
+  bool read_before = false;
 };
 
 class ZmqTransport final : public Transport {
@@ -213,6 +222,8 @@ public:
       router_.set(zmq::sockopt::ipv6, options_.bind.find('[') != std::string::npos);
       router_.bind(options_.bind);
       address_ = router_.get(zmq::sockopt::last_endpoint);
+      descriptors_ = {descriptor_of(router_), descriptor_of(monitor_)};
+      if (gate_) descriptors_.push_back(descriptor_of(gate_));
     } catch (const zmq::error_t& error) {
       if (error.num() == EADDRINUSE)
         return Error{ErrorCode::port_in_use, options_.bind + " is in use by another program",
@@ -238,7 +249,12 @@ public:
       stop_ = true;  // From here on nobody else rings.
       if (wake_ >= 0) ring();
     }
+    {
+      const std::lock_guard lock(wake_mutex_);
+      thread_may_go_on_.notify_all();
+    }
     if (thread_.joinable()) thread_.join();
+    while (!links_.empty()) drop(links_.begin()->first);
     router_ = {};
     monitor_ = {};
     gate_ = {};
@@ -247,6 +263,7 @@ public:
     {
       const std::lock_guard lock(mutex_);
       dropped.swap(outboxes_);
+      const std::lock_guard waking(wake_mutex_);
       if (wake_ >= 0) ::close(wake_);
       wake_ = -1;
     }
@@ -292,6 +309,7 @@ public:
   }
 
   Status send(PeerId peer, const HeaderBytes& header, Shard payload) override {
+    QueuedFrame frame{header, std::move(payload)};  // Let go of after the lock.
     const std::lock_guard lock(mutex_);
     const auto found = outboxes_.find(peer);
     if (found == outboxes_.end() || stop_)
@@ -303,9 +321,34 @@ public:
       outbox.refused = true;
       return Error{ErrorCode::pool_exhausted, "the queue to process " + std::to_string(peer) + " is full"};
     }
-    outbox.frames.push_back({header, std::move(payload)});
+    // From this thread, unless ZeroMQ's own queue is full: nobody has to be woken up for it.
+    if (outbox.frames.empty() && outbox.link && !outbox.link->blocked && push(*outbox.link, frame)) return Done{};
+    outbox.frames.push_back(std::move(frame));
     if (outbox.frames.size() == 1) ring();
     return Done{};
+  }
+
+  bool helps(PeerId) const override { return true; }
+
+  void help(Duration longest) override {
+    helper_inside_ = helped_ = true;
+    if (thread_polls_) ring();
+    {
+      const std::lock_guard turn(turn_);
+      if (!helper_woken_.exchange(false) && !stop_)
+        take_turn(static_cast<int>(std::clamp<std::int64_t>(std::chrono::ceil<std::chrono::milliseconds>(longest).count(), 0, 1000)));
+    }
+    helped_ = true;
+    helper_inside_ = false;
+    if (!thread_waits_) return;
+    const std::lock_guard lock(wake_mutex_);
+    thread_may_go_on_.notify_all();
+  }
+
+  void wake_helper() override {
+    helper_woken_ = true;
+    const std::lock_guard lock(wake_mutex_);
+    if (helper_inside_ && wake_ >= 0) ring();
   }
 
   TransportStatistics statistics() const override {
@@ -343,59 +386,99 @@ private:
     [[maybe_unused]] const auto written = ::write(wake_, &one, sizeof one);
   }
 
-  // --- Below, on the pump thread.
+  // --- Below, the pump: this transport's thread, or a helper in its place; whoever has `turn_`.
 
   void pump() {
-    std::map<PeerId, Link> links;
-    std::vector<zmq::pollitem_t> items;
-    std::vector<PeerId> hinted;
     while (!stop_) {
-      items.clear();
-      items.push_back({router_.handle(), 0, ZMQ_POLLIN, 0});
-      items.push_back({nullptr, wake_, ZMQ_POLLIN, 0});
-      items.push_back({monitor_.handle(), 0, ZMQ_POLLIN, 0});
-      if (gate_) items.push_back({gate_.handle(), 0, ZMQ_POLLIN, 0});
-      for (auto& [peer, link] : links) {
-        items.push_back({link.monitor.handle(), 0, ZMQ_POLLIN, 0});
-        items.push_back({link.dealer.handle(), 0, static_cast<short>(link.blocked ? ZMQ_POLLOUT : 0), 0});
-      }
-      try {
-        zmq::poll(items, std::chrono::milliseconds(-1));
-        if (items[1].revents) {
-          std::uint64_t count;
-          [[maybe_unused]] const auto bytes = ::read(wake_, &count, sizeof count);
+      // Helpers come and go: they see frames first, and need not chase this thread away each time.
+      if (helped_.exchange(false)) {
+        {
+          std::unique_lock lock(wake_mutex_);
+          thread_may_go_on_.wait_for(lock, short_pause, [&] { return stop_.load(); });
         }
-        if (items[2].revents) read_router_monitor();
-        std::size_t item = 3;
-        if (gate_ && items[item++].revents) answer_gate();
-        for (auto& [peer, link] : links) {
-          if (items[item++].revents) read_monitor(peer, link);
-          if (items[item++].revents & ZMQ_POLLOUT) link.blocked = false;
-        }
-        run_commands(links);
-        for (auto& [peer, link] : links)
-          if (!link.blocked) drain(peer, link);
-        if (items[0].revents & ZMQ_POLLIN) receive(links);
-      } catch (const zmq::error_t& error) {
-        if (error.num() == EINTR) continue;
-        log_event(Level::error, "transport.failed", {{"why", error.what()}});
-        break;
+        const std::unique_lock turn(turn_, std::try_to_lock);
+        if (turn.owns_lock() && !take_turn(0)) break;
+        continue;
       }
+      if (helper_inside_) {  // One that stays.
+        std::unique_lock lock(wake_mutex_);
+        thread_waits_ = true;
+        thread_may_go_on_.wait(lock, [&] { return stop_ || !helper_inside_; });
+        thread_waits_ = false;
+        continue;
+      }
+      const std::lock_guard turn(turn_);
+      thread_polls_ = true;
+      const bool good = helped_ || take_turn(-1);
+      thread_polls_ = false;
+      if (!good) break;
     }
-    while (!links.empty()) drop(links, links.begin()->first);
+  }
+
+  /// Waits for something, up to `milliseconds` (-1: for ever), and does what there is to do. False when ZeroMQ is broken.
+  bool take_turn(int milliseconds) {
+    items_.clear();
+    items_.push_back({wake_, POLLIN, 0});
+    for (const int descriptor : descriptors_) items_.push_back({descriptor, POLLIN, 0});
+    // A socket's descriptor tells of changes only: what is there already must be asked for.
+    bool ready = more_waits_;
+    try {
+      {
+        const std::lock_guard lock(mutex_);
+        for (auto& [peer, link] : links_) {
+          items_.push_back({link.monitor_descriptor, POLLIN, 0});
+          items_.push_back({link.dealer_descriptor, POLLIN, 0});
+          if (link.blocked && (link.dealer.get(zmq::sockopt::events) & ZMQ_POLLOUT)) {
+            link.blocked = false;
+            ready = true;
+          }
+        }
+      }
+      ::poll(items_.data(), items_.size(), ready ? 0 : milliseconds);
+      if (items_[0].revents) {
+        std::uint64_t count;
+        [[maybe_unused]] const auto bytes = ::read(wake_, &count, sizeof count);
+      }
+      // A descriptor tells of nothing before its socket was read in vain once.
+      const bool first = !std::exchange(read_before_, true);
+      if (items_[2].revents || first) read_router_monitor();
+      std::size_t item = 3;
+      if (gate_ && (items_[item++].revents || first)) answer_gate();
+      for (auto& [peer, link] : links_) {
+        if (items_[item++].revents || !std::exchange(link.read_before, true)) read_monitor(peer, link);
+        if (items_[item++].revents) {
+          // Also lets the socket see what became of its connection.
+          const std::lock_guard lock(mutex_);
+          if (link.dealer.get(zmq::sockopt::events) & ZMQ_POLLOUT) link.blocked = false;
+        }
+      }
+      run_commands();
+      for (auto& [peer, link] : links_) drain(peer, link);
+      receive();
+    } catch (const zmq::error_t& error) {
+      if (error.num() == EINTR) return true;
+      log_event(Level::error, "transport.failed", {{"why", error.what()}});
+      return false;
+    }
+    return true;
   }
 
   // ZeroMQ's own thread sends events to the monitor and waits for ever when nobody is left to take them: no more events
   // before the monitor goes.
-  static bool drop(std::map<PeerId, Link>& links, PeerId peer) {
-    const auto found = links.find(peer);
-    if (found == links.end()) return false;
+  bool drop(PeerId peer) {
+    const auto found = links_.find(peer);
+    if (found == links_.end()) return false;
     zmq_socket_monitor(found->second.dealer.handle(), nullptr, 0);
-    links.erase(found);
+    {
+      const std::lock_guard lock(mutex_);
+      if (const auto outbox = outboxes_.find(peer); outbox != outboxes_.end() && outbox->second.link == &found->second)
+        outbox->second.link = nullptr;
+    }
+    links_.erase(found);
     return true;
   }
 
-  void run_commands(std::map<PeerId, Link>& links) {
+  void run_commands() {
     std::vector<Command> commands;
     {
       const std::lock_guard lock(mutex_);
@@ -403,20 +486,33 @@ private:
     }
     for (auto& command : commands) {
       if (command.connect.empty()) {
-        drop(links, command.peer);
+        drop(command.peer);
         continue;
       }
-      const auto found = links.find(command.peer);
-      if (found != links.end() && found->second.address == command.connect && found->second.key == command.key) continue;
-      if (drop(links, command.peer)) set_connected(command.peer, false);
+      const auto found = links_.find(command.peer);
+      if (found != links_.end() && found->second.address == command.connect && found->second.key == command.key) {
+        adopt(command.peer, found->second);  // It may have been removed and added at once.
+        continue;
+      }
+      if (drop(command.peer)) set_connected(command.peer, false);
       try {
-        links.emplace(command.peer, connect(command.connect, command.key));
+        const auto [link, is_new] = links_.emplace(command.peer, connect(command.connect, command.key));
+        adopt(command.peer, link->second);
+        more_waits_ = true;  // Its monitor is to be read at once.
       } catch (const zmq::error_t& error) {
         log_event(Level::warn, "peer.unreachable",
                   {{"peer", command.peer}, {"address", command.connect}, {"why", error.what()}});
       }
     }
   }
+
+  /// From now on frames to the peer go over this link.
+  void adopt(PeerId peer, Link& link) {
+    const std::lock_guard lock(mutex_);
+    if (const auto outbox = outboxes_.find(peer); outbox != outboxes_.end()) outbox->second.link = &link;
+  }
+
+  static int descriptor_of(const zmq::socket_t& socket) { return static_cast<int>(socket.get(zmq::sockopt::fd)); }
 
   Link connect(const std::string& address, const std::string& key) {
     Link link{.address = address, .dealer = {*context_, zmq::socket_type::dealer}, .monitor = {}, .key = key};
@@ -435,6 +531,8 @@ private:
     link.monitor = monitor_of(link.dealer, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | failed_handshakes);
     link.dealer.set(zmq::sockopt::ipv6, address.find('[') != std::string::npos);
     link.dealer.connect(address);
+    link.monitor_descriptor = descriptor_of(link.monitor);
+    link.dealer_descriptor = descriptor_of(link.dealer);
     return link;
   }
 
@@ -446,11 +544,9 @@ private:
       std::uint16_t kind;
       std::memcpy(&kind, event.data(), sizeof kind);
       if (kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
-        link.blocked = false;
         set_connected(peer, true);
         if (handlers_.on_hint) handlers_.on_hint(peer, PeerHint::up);
       } else if (kind == ZMQ_EVENT_DISCONNECTED) {
-        link.header_sent = false;
         set_connected(peer, false);
         if (handlers_.on_hint) handlers_.on_hint(peer, PeerHint::down);
       } else if (kind & failed_handshakes) {
@@ -506,10 +602,10 @@ private:
   }
 
   /// Whether the connection that a frame came by belongs to whom the frame is from.
-  bool is_of(PeerId peer, zmq::message_t& part, const std::map<PeerId, Link>& links) {
+  bool is_of(PeerId peer, zmq::message_t& part) {
     if (!gate_) return true;
-    const auto link = links.find(peer);
-    if (link == links.end() || link->second.key.empty()) return true;  // Nobody we were told of; the exchange drops it.
+    const auto link = links_.find(peer);
+    if (link == links_.end() || link->second.key.empty()) return true;  // Nobody we were told of; the exchange drops it.
     const char* key = zmq_msg_gets(part.handle(), "User-Id");
     if (key != nullptr && link->second.key == key) return true;
     std::uint64_t count;
@@ -528,56 +624,64 @@ private:
   void set_connected(PeerId peer, bool connected) {
     std::deque<QueuedFrame> dropped;
     const std::lock_guard lock(mutex_);
+    if (const auto link = links_.find(peer); link != links_.end()) {
+      if (connected) link->second.blocked = false;
+      if (!connected) link->second.header_sent = false;
+    }
     const auto found = outboxes_.find(peer);
     if (found == outboxes_.end()) return;
     found->second.connected = connected;
     if (!connected) dropped.swap(found->second.frames);
   }
 
+  /// Under the lock: the frame to ZeroMQ. False, and `blocked`, when its queue is full.
+  bool push(Link& link, const QueuedFrame& frame) {
+    if (!link.header_sent) {
+      const auto bytes = frame.header.bytes();
+      zmq::message_t header(bytes.data(), bytes.size());
+      if (!link.dealer.send(header, zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
+        link.blocked = true;
+        return false;
+      }
+      link.header_sent = true;
+    }
+    auto payload = lend(frame.payload);
+    if (!link.dealer.send(payload, zmq::send_flags::dontwait)) {
+      link.blocked = true;
+      return false;
+    }
+    link.header_sent = false;
+    ++statistics_.frames_sent;
+    statistics_.payload_bytes_sent += frame.payload.size();
+    return true;
+  }
+
   void drain(PeerId peer, Link& link) {
     bool writable = false;
-    for (;;) {
-      QueuedFrame frame;
-      {
-        const std::lock_guard lock(mutex_);
-        const auto found = outboxes_.find(peer);
-        if (found == outboxes_.end() || found->second.frames.empty()) break;
-        frame = found->second.frames.front();
-      }
-      if (!link.header_sent) {
-        const auto bytes = frame.header.bytes();
-        zmq::message_t header(bytes.data(), bytes.size());
-        if (!link.dealer.send(header, zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
-          link.blocked = true;
-          break;
-        }
-        link.header_sent = true;
-      }
-      auto payload = lend(frame.payload);
-      if (!link.dealer.send(payload, zmq::send_flags::dontwait)) {
-        link.blocked = true;
-        break;
-      }
-      link.header_sent = false;
-      QueuedFrame gone;  // Let go of after the lock.
+    std::vector<QueuedFrame> gone;  // Let go of after the lock.
+    {
       const std::lock_guard lock(mutex_);
-      ++statistics_.frames_sent;
-      statistics_.payload_bytes_sent += frame.payload.size();
       const auto found = outboxes_.find(peer);
-      if (found == outboxes_.end() || found->second.frames.empty()) break;
-      std::swap(gone, found->second.frames.front());
-      found->second.frames.pop_front();
-      writable = writable || found->second.refused;
-      found->second.refused = false;
+      if (found == outboxes_.end() || found->second.link != &link) return;
+      auto& outbox = found->second;
+      while (!link.blocked && !outbox.frames.empty() && push(link, outbox.frames.front())) {
+        gone.push_back(std::move(outbox.frames.front()));
+        outbox.frames.pop_front();
+        writable = writable || std::exchange(outbox.refused, false);
+      }
     }
     if (writable && handlers_.on_hint) handlers_.on_hint(peer, PeerHint::writable);
   }
 
-  void receive(const std::map<PeerId, Link>& links) {
+  void receive() {
+    more_waits_ = true;
     for (int count = 0; count < receive_batch; ++count) {
       zmq::message_t id, header;
       auto payload = std::make_shared<zmq::message_t>();
-      if (!router_.recv(id, zmq::recv_flags::dontwait)) return;
+      if (!router_.recv(id, zmq::recv_flags::dontwait)) {
+        more_waits_ = false;
+        return;
+      }
       bool good = id.more();
       if (good) {
         (void)router_.recv(header, zmq::recv_flags::dontwait);
@@ -602,13 +706,12 @@ private:
           log_event(Level::warn, "frame.malformed", {{"address", address_}});
         }
       }
-      if (!good || !handlers_.on_frame || !is_of(*from, *payload, links)) continue;
+      if (!good || !handlers_.on_frame || !is_of(*from, *payload)) continue;
       const std::span<const std::byte> bytes(payload->data<std::byte>(), payload->size());
       // Small messages may lie inside ZeroMQ's receive buffer, at any address, and would keep it alive.
       auto shard = bytes.size() <= receive_buffer_bytes ? Shard::copy_of(bytes) : Shard(std::move(payload), bytes);
       handlers_.on_frame(*from, {header.data<std::byte>(), header.size()}, std::move(shard));
     }
-    // More may wait, which the level-triggered poll reports again.
   }
 
   const ZmqOptions options_;
@@ -627,7 +730,18 @@ private:
   std::atomic<bool> stop_{false};
   std::uint64_t monitors_ = 0;
 
-  mutable std::mutex mutex_;
+  // Whoever has it is the pump. Sockets may go from thread to thread, with a lock between.
+  std::mutex turn_;
+  std::map<PeerId, Link> links_;
+  std::vector<int> descriptors_;  // Of the sockets that are always there.
+  std::vector<pollfd> items_;
+  bool read_before_ = false;
+  bool more_waits_ = true;  // Received frames, perhaps.
+  std::atomic<bool> helped_{false}, helper_inside_{false}, helper_woken_{false}, thread_polls_{false}, thread_waits_{false};
+  std::mutex wake_mutex_;
+  std::condition_variable thread_may_go_on_;
+
+  mutable std::mutex mutex_;  // After turn_.
   std::map<PeerId, Outbox> outboxes_;
   std::vector<Command> commands_;
   TransportStatistics statistics_;

@@ -120,9 +120,11 @@ const Schema<ClusterFile>& cluster_schema() {
           .field("transport", &DataSpec::transport,
                  choice<DataTransport>({{"auto", DataTransport::automatic},
                                         {"inproc", DataTransport::inproc},
+                                        {"shm", DataTransport::shm},
                                         {"ipc", DataTransport::ipc},
                                         {"tcp", DataTransport::tcp}}),
-                 "`auto`: inproc inside a process, ipc on one host, tcp between hosts.");
+                 "`auto`: memory inside a process, shared memory between processes of one host, tcp between hosts. `shm`: the "
+                 "same. `ipc`, `tcp`: through sockets only.");
   static const Schema<SecuritySpec> security =
       Schema<SecuritySpec>("security", "Who is let in, and what is encrypted.")
           .field("keys", &SecuritySpec::keys, text(),
@@ -303,6 +305,7 @@ std::string_view name_of(DataTransport transport) {
   switch (transport) {
     case DataTransport::automatic: return "auto";
     case DataTransport::inproc: return "inproc";
+    case DataTransport::shm: return "shm";
     case DataTransport::ipc: return "ipc";
     case DataTransport::tcp: return "tcp";
   }

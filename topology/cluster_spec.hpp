@@ -65,7 +65,7 @@ struct ControlSpec {
   std::string token_file;
 };
 
-enum class DataTransport : std::uint8_t { automatic, inproc, ipc, tcp };
+enum class DataTransport : std::uint8_t { automatic, inproc, shm, ipc, tcp };
 std::string_view name_of(DataTransport transport);
 
 struct DataSpec {

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <memory>
 #include <string>
 
 namespace orrery::protocol {
@@ -40,7 +41,7 @@ struct Cursor {
 class Adder {
 public:
   Adder(const std::vector<Node>& nodes, std::vector<Cursor>& cursors, std::size_t depth)
-      : nodes_(nodes), cursors_(cursors), scratch_(depth * block_values) {}
+      : nodes_(nodes), cursors_(cursors), scratch_(std::make_unique_for_overwrite<float[]>(depth * block_values)) {}
 
   void add_block(std::uint32_t root, float* out, std::size_t count) { add(root, out, count, 0); }
 
@@ -72,7 +73,7 @@ private:
       for (std::size_t i = 0; i < count; ++i) out[i] += load(b, i);
       return;
     }
-    float* __restrict other = scratch_.data() + level * block_values;
+    float* __restrict other = scratch_.get() + level * block_values;
     add(node.right, other, count, level + 1);
     if (left.summand != none) {
       const auto* a = cursors_[left.summand].data();
@@ -85,7 +86,7 @@ private:
 
   const std::vector<Node>& nodes_;
   std::vector<Cursor>& cursors_;
-  std::vector<float> scratch_;
+  const std::unique_ptr<float[]> scratch_;  // Written before it is read: not zeroed, for sums are often short.
 };
 
 // Appends the subtree over summands [first, last), sorted by slices, which must tile `range`. Returns its node,

@@ -130,7 +130,7 @@ compiler::CompileFor with_silent_rank(const compiler::TransformerConfig& config)
 TEST_CASE("group lane: the transformer on several cards gives the bits of one card", "[actors][bits]") {
   const auto expected = on_one_card(transformer);
   const std::vector<std::vector<double>> eight = {{1, 1, 1}, {1, 1, 1, 1, 1}};
-  for (const auto transport : {DataTransport::automatic, DataTransport::ipc, DataTransport::tcp}) {
+  for (const auto transport : {DataTransport::automatic, DataTransport::shm, DataTransport::ipc, DataTransport::tcp}) {
     INFO("transport " << name_of(transport));
     for (const std::uint32_t degree : {1U, 2U, 3U, 8U}) {
       INFO("degree " << degree);
