@@ -56,7 +56,7 @@ Result<topology::Demand> demand_of_folder(const compiler::ModelFolder& folder, c
     return Error{ErrorCode::invalid_model, folder.path + " is not a whole model: transformer, text_encoder and vae are needed"};
   const auto& transformer = *folder.transformer;
   const auto& codec = *folder.codec;
-  const auto compute = model.dtype == DType::bf16 ? compiler::Compute::bf16 : compiler::Compute::f32;
+  const auto compute = compiler::compute_named(model.arithmetic_name()).value_or(compiler::Compute::f32);
 
   const auto unit_width = codec.spatial_ratio * transformer.patch[2], unit_height = codec.spatial_ratio * transformer.patch[1];
   if (shape.size.width == 0 || shape.size.height == 0 || shape.size.width % unit_width != 0 || shape.size.height % unit_height != 0)

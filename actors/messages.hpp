@@ -101,7 +101,7 @@ struct LoadPlan {
   std::uint64_t epoch = 0;
   std::string plan;          // topology::Plan as JSON.
   std::string model_folder;  // Absolute; read by each node from its own file system.
-  std::string dtype;         // "float32" or "bfloat16"
+  std::string dtype;         // A compiler::Compute by name: "float32", "bfloat16+int8" ...
   std::vector<PeerAddress> peers;  // The living nodes.
   caf::actor coordinator;
   double collective_deadline_seconds = 60;  // Until times were measured (program_runner.hpp).

@@ -136,7 +136,8 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
     if (!card->stop(patience))
       return Error{ErrorCode::peer_lost, "card " + card->card().options().name + " hangs in a command",
                    "its node's process has to end, and is started again"};
-  const auto compute = order.dtype == "bfloat16" ? compiler::Compute::bf16 : compiler::Compute::f32;
+  const auto compute = compiler::compute_named(order.dtype);
+  if (!compute) return Error{ErrorCode::unsupported, "the coordinator asks for arithmetic in " + order.dtype.substr(0, 40), "use the same version of Orrery on all nodes"};
   PlanLoaded result;
   ORRERY_TRY(numerics, cards::check_numerics());
   result.numerics = std::move(numerics);
@@ -191,7 +192,7 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
           StageSeat seat;
           seat.kind = stage.kind;
           seat.seat = seat_of(stage, group, rank);
-          ORRERY_TRY(weights, weights_of(stage.kind, *model_, seat.seat.layout, compute));
+          ORRERY_TRY(weights, weights_of(stage.kind, *model_, seat.seat.layout, *compute));
           seat.weights = std::move(weights);
           load.seats.push_back(std::move(seat));
         }
@@ -231,7 +232,7 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
       done += seat.weights->bytes();
     }
     const auto deadline = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(order.collective_deadline_seconds));
-    auto runtime = std::make_unique<CardRuntime>(number, std::move(load.card), std::move(load.seats), model_, compute, *exchange_,
+    auto runtime = std::make_unique<CardRuntime>(number, std::move(load.card), std::move(load.seats), model_, *compute, *exchange_,
                                                  clock_, deadline,
                                                  [this](std::uint64_t request, std::uint32_t endpoint, const std::string& address) {
                                                    return add_client(request, endpoint, address);

@@ -1,6 +1,6 @@
 // check_numerics: the promise of equal bits, tried on this machine.
 //
-// One product in f32 and bf16 is computed as a whole and in every way a cluster might cut it: by rows, by
+// One product in f32, bf16 and int8 is computed as a whole and in every way a cluster might cut it: by rows, by
 // columns, at other places of a tile, by more threads. Any bit that differs is an error.
 
 #include <algorithm>
@@ -19,16 +19,16 @@ constexpr std::uint64_t test_rows = 150, test_columns = 336, test_depth = 2056;
 class Probe {
 public:
   Probe(DType dtype, std::span<const float> x, std::span<const float> w) : dtype_(dtype), x_(x.size()), w_(w.size()) {
-    x_.resize(x.size() * size_of(dtype));
-    w_.resize(w.size() * size_of(dtype));
-    convert(std::as_bytes(x).data(), DType::f32, x_.data(), dtype, x.size());
-    convert(std::as_bytes(w).data(), DType::f32, w_.data(), dtype, w.size());
+    x_.resize(x.size() * size_of(rows_dtype()));
+    w_.resize(w.size() * size_of(rows_dtype()));
+    convert(std::as_bytes(x).data(), DType::f32, x_.data(), rows_dtype(), x.size());
+    convert(std::as_bytes(w).data(), DType::f32, w_.data(), rows_dtype(), w.size());
   }
 
   /// Rows [row, row + rows) of x times rows [column, column + columns) of W.
   std::vector<float> product(ThreadPool& pool, std::uint64_t row, std::uint64_t rows, std::uint64_t column, std::uint64_t columns) {
     Scratch memory;
-    const auto row_bytes = test_depth * size_of(dtype_);
+    const auto row_bytes = test_depth * size_of(rows_dtype());
     const auto bytes = PackedMatrix::packed_bytes(columns, test_depth, dtype_);
     const auto matrix = PackedMatrix::pack(
         columns, test_depth, dtype_,
@@ -38,13 +38,16 @@ public:
         std::span(memory.take(bytes), bytes));
     implementation_ = matrix.implementation();
     std::vector<float> y(rows * columns);
-    product_of_rows(pool, matrix, rows, x_.data() + row * row_bytes, dtype_,
+    product_of_rows(pool, matrix, rows, x_.data() + row * row_bytes, rows_dtype(),
                     {reinterpret_cast<std::byte*>(y.data()), DType::f32, columns});
     return y;
   }
   const std::string& implementation() const { return implementation_; }
 
 private:
+  /// int8 is made of f32 on the way.
+  DType rows_dtype() const { return dtype_ == DType::i8 ? DType::f32 : dtype_; }
+
   DType dtype_;
   std::vector<std::byte> x_, w_;
   std::string implementation_;
@@ -88,7 +91,8 @@ Result<std::string> check_numerics() {
   fill(w);
   ORRERY_TRY(f32, check_dtype(DType::f32, x, w));
   ORRERY_TRY(bf16, check_dtype(DType::bf16, x, w));
-  return product_library() + ", f32 " + f32 + ", bf16 " + bf16 + ", kernels " + std::string(kernel_instruction_set()) +
+  ORRERY_TRY(int8, check_dtype(DType::i8, x, w));
+  return product_library() + ", f32 " + f32 + ", bf16 " + bf16 + ", int8 " + int8 + ", kernels " + std::string(kernel_instruction_set()) +
          ", tiles " + std::to_string(tile_rows) + "x" + std::to_string(block_columns);
 }
 

@@ -18,7 +18,8 @@
 //
 // Arithmetic: norms, softmax, residuals and sums in f32; matrix products take their operands in the slot's
 // or weight's dtype (f32 or bf16; an f32 source against a bf16 weight is rounded to bf16 first), accumulate
-// in f32, and round to the output slot's dtype once.
+// in f32, and round to the output slot's dtype once. An i8 weight rounds each row of a source to 255 steps of the row's own
+// size and adds whole numbers, exactly, which are scaled to f32 once for each (slice of the) sum.
 
 #pragma once
 
@@ -170,7 +171,7 @@ struct Program {
 enum class WeightForm : std::uint8_t {
   vector,         // f32, any shape flattened: norms, biases, means.
   table,          // Plain rows in its own dtype (f32 or bf16): embeddings, positions.
-  matrix,         // [N,K] packed for matrix products, in the compute dtype.
+  matrix,         // [N,K] packed for matrix products, in the compute dtype or as i8 with a scale for each row.
   conv_spatial,   // Conv3d [N,K,1,3,3] packed as matrix [N, (ky,kx,k)].
   conv_temporal,  // Conv3d [N,K,3,1,1] packed as matrix [N, (kt,k)].
 };
@@ -185,8 +186,8 @@ struct WeightSpec {
 
   std::uint64_t rows() const { return row_end - row_begin; }
   std::uint64_t columns() const { return column_end - column_begin; }
-  /// Bytes of the elements; the packed form may pad a little.
-  std::uint64_t bytes() const { return rows() * columns() * size_of(dtype); }
+  /// Bytes of the elements (and of the rows' scales and sums with i8); the packed form may pad a little.
+  std::uint64_t bytes() const { return rows() * (columns() * size_of(dtype) + (dtype == DType::i8 ? 8 : 0)); }
 };
 
 /// All weights that one rank needs for one component; a WeightId is an index.

@@ -32,8 +32,13 @@ Status check_spec(const WeightSpec& spec) {
     return complain("rows " + std::to_string(spec.row_begin) + " to " + std::to_string(spec.row_end) + " and columns " +
                     std::to_string(spec.column_begin) + " to " + std::to_string(spec.column_end) + " are not inside " +
                     text_of(spec.shape));
-  if (spec.dtype != DType::f32 && (spec.dtype != DType::bf16 || spec.form == WeightForm::vector))
-    return Error{ErrorCode::unsupported, "weight " + spec.tensor + " cannot be kept as " + std::string(name_of(spec.dtype))};
+  const bool can = spec.dtype == DType::f32 || (spec.dtype == DType::bf16 && spec.form != WeightForm::vector) ||
+                   (spec.dtype == DType::i8 && spec.form == WeightForm::matrix);
+  if (!can) return Error{ErrorCode::unsupported, "weight " + spec.tensor + " cannot be kept as " + std::string(name_of(spec.dtype))};
+  if (spec.dtype == DType::i8 && spec.columns() > int8_depth_max)
+    return Error{ErrorCode::unsupported,
+                 "weight " + spec.tensor + " has rows of " + std::to_string(spec.columns()) + " elements; int8 products may have " + std::to_string(int8_depth_max),
+                 "use quantisation: none, or more slices"};
   const auto taps = taps_of(spec.form);
   if (taps > 1 && (spec.column_begin != 0 || spec.column_end != columns || columns % taps != 0))
     return complain("a convolution's columns cannot be split");
@@ -48,27 +53,31 @@ std::uint64_t bytes_on_card(const WeightSpec& spec) {
 
 namespace {
 
-/// Reads rows of one tensor's part in the dtype of its spec.
+/// Reads rows of one tensor's part in the dtype of its spec; as f32 where that is i8.
 class RowSource {
 public:
   RowSource(const WeightSpec& spec, const TensorView& tensor, const WeightSource& source)
-      : spec_(spec), tensor_(tensor), source_(source), row_bytes_(columns_of(spec.shape) * size_of(tensor.dtype)) {}
+      : spec_(spec),
+        dtype_(spec.dtype == DType::i8 ? DType::f32 : spec.dtype),
+        tensor_(tensor),
+        source_(source),
+        row_bytes_(columns_of(spec.shape) * size_of(tensor.dtype)) {}
 
   /// Rows [begin, end) of the part, compact. Their pages are released afterwards.
   void read(std::uint64_t begin, std::uint64_t end, std::byte* to) {
     const auto count = spec_.columns();
     const auto taps = taps_of(spec_.form);
-    for (auto row = begin; row < end; ++row, to += count * size_of(spec_.dtype)) {
+    for (auto row = begin; row < end; ++row, to += count * size_of(dtype_)) {
       const auto* from = row_data(row) + spec_.column_begin * size_of(tensor_.dtype);
       if (taps == 1) {
         read_row(from, count, to);
         continue;
       }
       // (channel, tap) to (tap, channel).
-      row_.resize(count * size_of(spec_.dtype));
+      row_.resize(count * size_of(dtype_));
       read_row(from, count, row_.data());
       const auto channels = count / taps;
-      if (spec_.dtype == DType::f32)
+      if (dtype_ == DType::f32)
         transpose<std::uint32_t>(row_.data(), to, channels, taps);
       else
         transpose<std::uint16_t>(row_.data(), to, channels, taps);
@@ -94,7 +103,7 @@ private:
   void read_row(const std::byte* from, std::uint64_t count, std::byte* to) {
     if (tensor_.dtype == DType::f16) {
       const auto wide = copy_as_f32({from, DType::f16, {count}});
-      convert(wide.value().data(), DType::f32, to, spec_.dtype, count);
+      convert(wide.value().data(), DType::f32, to, dtype_, count);
       return;
     }
     // A file may place its tensors at any byte.
@@ -103,10 +112,11 @@ private:
       std::memcpy(aligned_.data(), from, aligned_.size());
       from = aligned_.data();
     }
-    convert(from, tensor_.dtype, to, spec_.dtype, count);
+    convert(from, tensor_.dtype, to, dtype_, count);
   }
 
   const WeightSpec& spec_;
+  const DType dtype_;
   const TensorView& tensor_;
   const WeightSource& source_;
   const std::uint64_t row_bytes_;

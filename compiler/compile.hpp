@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.hpp"
@@ -24,14 +25,37 @@
 
 namespace orrery::compiler {
 
-/// Element type of matrix products and of what stands between them; sums, norms and residuals are f32.
-enum class Compute : std::uint8_t { f32, bf16 };
-constexpr DType dtype_of(Compute compute) { return compute == Compute::bf16 ? DType::bf16 : DType::f32; }
+/// Element type of matrix products and of what stands between them; sums, norms and residuals are f32. With int8, the
+/// matrices that are cut into slices (attention and feed-forward of denoiser and text encoder: nearly all weights) are kept and
+/// multiplied as int8, and everything else is as without; the codec has none of them.
+enum class Compute : std::uint8_t { f32, bf16, f32_int8, bf16_int8 };
+constexpr DType dtype_of(Compute compute) {
+  return compute == Compute::bf16 || compute == Compute::bf16_int8 ? DType::bf16 : DType::f32;
+}
+/// Of matrices that are cut into slices.
+constexpr DType sliced_dtype_of(Compute compute) {
+  return compute == Compute::f32_int8 || compute == Compute::bf16_int8 ? DType::i8 : dtype_of(compute);
+}
+/// "float32", "bfloat16", "float32+int8", "bfloat16+int8"; nothing for another name.
+constexpr std::string_view name_of(Compute compute) {
+  switch (compute) {
+    case Compute::f32: return "float32";
+    case Compute::bf16: return "bfloat16";
+    case Compute::f32_int8: return "float32+int8";
+    case Compute::bf16_int8: return "bfloat16+int8";
+  }
+  return "unknown";
+}
+constexpr std::optional<Compute> compute_named(std::string_view name) {
+  for (const auto compute : {Compute::f32, Compute::bf16, Compute::f32_int8, Compute::bf16_int8})
+    if (name == name_of(compute)) return compute;
+  return std::nullopt;
+}
 
 /// The text of the graph after each pass, for `--print-passes`, READMEs and tests.
 struct PassTrace {
   struct Entry {
-    std::string pass;  // "front end", "fuse", "split", "plan"
+    std::string pass;  // "front end", "fuse", "split", "interleave", "plan"
     std::string text;
   };
   std::vector<Entry> entries;

@@ -367,6 +367,7 @@ void add_generate(CLI::App& app, VerbContext& context) {
   connect->excludes(model);
   add_security_options(*verb, a.connect.security);
   verb->add_option("--dtype", a.cluster.dtype, "Type of weights and activations in place of the model file's")->type_name("DTYPE")->check(CLI::IsMember({"float32", "bfloat16"}));
+  add_quantisation_option(*verb, a.cluster.quantisation);
   verb->add_option("--size", a.size, "Frame size; default: the model's")->type_name("WIDTHxHEIGHT");
   verb->add_option("--frames", a.frames, "Number of frames, 8k+1; default: the model's")->type_name("N");
   verb->add_option("--steps", a.steps, "Denoising steps; default: the model's")->type_name("N");

@@ -25,6 +25,7 @@
 #include "compiler/tokenizer.hpp"
 #include "compiler/weight_file.hpp"
 #include "launch/config_files.hpp"
+#include "launch/planned_cluster.hpp"
 #include "launch/signals.hpp"
 #include "launch/trace_option.hpp"
 #include "launch/verb.hpp"
@@ -36,7 +37,7 @@ namespace fs = std::filesystem;
 
 struct InferArguments {
   ConfigArguments config;
-  std::string folder, inputs, outputs, text, dtype = "float32", memory, deployment, trace;
+  std::string folder, inputs, outputs, text, dtype = "float32", quantisation = "none", memory, deployment, trace;
   bool has_text = false;
   std::uint32_t steps = 0, threads = 0, slices = 8;
   std::uint64_t max_length = 0;
@@ -212,7 +213,7 @@ Result<int> run_one_component(const InferArguments& arguments, const VerbContext
   }
 
   compiler::ComponentOptions component;
-  component.compute = arguments.dtype == "bfloat16" ? compiler::Compute::bf16 : compiler::Compute::f32;
+  component.compute = compiler::compute_named(arguments.dtype + (arguments.quantisation == "int8" ? "+int8" : "")).value_or(compiler::Compute::f32);
   component.slices = arguments.slices;
   const SteadyClock clock;
   const auto start = clock.now();
@@ -262,6 +263,7 @@ void add_infer(CLI::App& app, VerbContext& context) {
   verb->add_option("--dtype", arguments->dtype, "Of matrix products; default float32")
       ->type_name("float32|bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  add_quantisation_option(*verb, arguments->quantisation);
   verb->add_option("--threads", arguments->threads, "Cores to use; default all. The result does not depend on it")
       ->type_name("N")
       ->check(CLI::Range(1U, 1024U));

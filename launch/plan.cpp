@@ -29,7 +29,7 @@ Result<std::string> programs_text(const topology::Resolved& resolved, const topo
   ORRERY_TRY(path, topology::folder_of(resolved.model));
   ORRERY_TRY(folder, compiler::open_model_folder(path));
   if (!folder.transformer || !folder.codec) return Error{ErrorCode::invalid_model, path + " is not a whole model"};
-  const auto compute = resolved.model.dtype == DType::bf16 ? compiler::Compute::bf16 : compiler::Compute::f32;
+  const auto compute = compiler::compute_named(resolved.model.arithmetic_name()).value_or(compiler::Compute::f32);
   compiler::DenoiserShape denoiser;
   denoiser.frames = (shape.num_frames - 1) / folder.codec->temporal_ratio + 1;
   denoiser.height = shape.size.height / folder.codec->spatial_ratio;

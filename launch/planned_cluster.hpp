@@ -33,12 +33,15 @@ struct ClusterArguments {
   std::string deployment;
   std::string model_folder;  // Overrides the model file's folder.
   std::string dtype;         // "float32" or "bfloat16": overrides the model file's.
+  std::string quantisation;  // "none" or "int8": the same.
   PlannedRequest request = {};
   bool allow_faults = false;  // `orrery fault inject` may do harm here.
 };
 
-/// -f, --set, --deployment, --model, --dtype, --allow-faults.
+/// -f, --set, --deployment, --model, --dtype, --quantisation, --allow-faults.
 void add_cluster_options(CLI::App& verb, ClusterArguments& arguments);
+/// --quantisation alone, for verbs that have no cluster.
+void add_quantisation_option(CLI::App& verb, std::string& quantisation);
 
 /// The arguments as the words of a command line, for another process of this program in the same folder.
 std::vector<std::string> words_of(const ClusterArguments& arguments);

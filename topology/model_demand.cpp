@@ -14,6 +14,7 @@ struct Inside {
   double text_tokens;
   double branches;
   double element_bytes;
+  double sliced_bytes;  // Of an element of a sliced matrix.
 };
 
 /// Past this a figure is no real request, and integers might overflow.
@@ -32,7 +33,7 @@ StageDemand text_encoder_of(const TextEncoderGeometry& g, const Inside& in, std:
   stage.width = g.d_model;
   stage.text_rows = rounded(in.text_tokens);
   const double block_weights = 4 * width * inner + 2 * width * hidden;
-  stage.weight_bytes_sliced = rounded(g.num_layers * block_weights * in.element_bytes);
+  stage.weight_bytes_sliced = rounded(g.num_layers * block_weights * in.sliced_bytes);
   stage.weight_bytes_replicated = rounded((g.vocab_size * width + 2 * g.num_layers * width) * in.element_bytes);
   stage.activation_bytes_fixed = rounded(rows * width * (in.element_bytes + 4));
   stage.activation_bytes_split = rounded(rows * (4 * inner + hidden) * in.element_bytes);
@@ -59,7 +60,7 @@ StageDemand denoiser_of(const TransformerGeometry& g, const Inside& in, std::uin
   stage.steps = steps;
   // Self-attention 4 D^2, cross-attention 2 D^2 and keys and values of the text, MLP 2 r D^2.
   stage.weight_bytes_sliced =
-      rounded(layers * ((6 + 2 * g.mlp_ratio) * width * width + 2 * width * g.text_embed_dim) * in.element_bytes);
+      rounded(layers * ((6 + 2 * g.mlp_ratio) * width * width + 2 * width * g.text_embed_dim) * in.sliced_bytes);
   const double embeddings = (g.in_channels + 1 + g.out_channels) * patch * width + 4 * width * width + width;
   const double positions = (g.max_size[0] / std::max(1U, g.patch_size[0]) + g.max_size[1] / g.patch_size[1] +
                             g.max_size[2] / g.patch_size[2]) *
@@ -171,6 +172,7 @@ Result<Demand> demand_of(const ModelSpec& model, const RequestShape& shape) {
   in.text_tokens = shape.max_text_tokens;
   in.branches = shape.guided ? 2 : 1;
   in.element_bytes = static_cast<double>(size_of(model.dtype));
+  in.sliced_bytes = model.quantisation == Quantisation::int8 ? 1 : in.element_bytes;
   Demand demand;
   demand.model = model.name;
   demand.dtype = model.dtype_name();

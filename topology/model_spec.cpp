@@ -125,6 +125,10 @@ const Schema<ModelSpec>& model_schema() {
                  {.standard = "parts of `folder`"})
           .field("dtype", &ModelSpec::dtype, choice<DType>({{"float32", DType::f32}, {"bfloat16", DType::bf16}}),
                  "Type of weights and activations on the cards.")
+          .field("quantisation", &ModelSpec::quantisation,
+                 choice<Quantisation>({{"none", Quantisation::none}, {"int8", Quantisation::int8}}),
+                 "Of the attention and feed-forward matrices of denoiser and text encoder: `int8` keeps them in a quarter of float32's "
+                 "memory, one scale per output channel; another numerics class.")
           .field("slices", &ModelSpec::slices, whole<std::uint32_t>(1, 256),
                  "Into how many slices the model is cut; part of its numerics, not of the cluster.")
           .field("defaults", &ModelSpec::defaults, object(defaults), "What a request gets when it says nothing.",

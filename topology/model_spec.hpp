@@ -76,12 +76,16 @@ struct ComponentFolders {
   std::string transformer, text_encoder, tokenizer, vae, scheduler;
 };
 
+/// How the sliced matrices are kept: as `dtype`, or as int8 with a scale for each output channel.
+enum class Quantisation : std::uint8_t { none, int8 };
+
 struct ModelSpec {
   std::string name;
   std::string pipeline = "cosmos-text2world";
   std::string folder;  // As written, variables and all: see folder_of.
   ComponentFolders components;
   DType dtype = DType::bf16;
+  Quantisation quantisation = Quantisation::none;
   std::uint32_t slices = 8;
   RequestDefaults defaults;
   std::optional<ModelGeometry> geometry;
@@ -90,6 +94,8 @@ struct ModelSpec {
 
   /// "float32" or "bfloat16".
   std::string dtype_name() const { return dtype == DType::bf16 ? "bfloat16" : "float32"; }
+  /// With the quantisation, as provenance has it: "bfloat16", "bfloat16+int8" ...
+  std::string arithmetic_name() const { return dtype_name() + (quantisation == Quantisation::int8 ? "+int8" : ""); }
 };
 
 /// The model folder, or a component's ("transformer", "text_encoder", "tokenizer", "vae", "scheduler"):

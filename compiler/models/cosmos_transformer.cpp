@@ -24,6 +24,7 @@ public:
                       std::uint64_t width, std::optional<double> fps, std::uint32_t slice_count)
       : config_(config),
         dtype_(dtype_of(compute)),
+        sliced_dtype_(sliced_dtype_of(compute)),
         latent_{frames, height, width},
         grid_{frames / config.patch[0], height / config.patch[1], width / config.patch[2]},
         fps_(fps),
@@ -76,7 +77,7 @@ public:
       kv.values = builder_.state(at + "v" + suffix, dtype_, shape);
       const auto project = [&](const char* which, ValueId into) {
         GraphBuilder::Extra extra;
-        extra.weights = {matrix(tensor_of(block) + "attn2.to_" + which, config_.width(), config_.text_width)};
+        extra.weights = {matrix(tensor_of(block) + "attn2.to_" + which + ".weight", sliced_dtype_, config_.width(), config_.text_width)};
         extra.into = into;
         builder_.node(Op::linear_to_slices, at + which + suffix, {text}, dtype_, std::move(extra));
       };
@@ -185,13 +186,12 @@ private:
             {Attr::height, number(grid_[1])},
             {Attr::width, number(grid_[2])}};
   }
-  cards::WeightSpec matrix(const std::string& tensor, std::uint64_t rows, std::uint64_t columns) const {
-    return whole_weight(tensor.ends_with(".weight") ? tensor : tensor + ".weight", WeightForm::matrix, dtype_,
-                        {rows, columns});
+  static cards::WeightSpec matrix(const std::string& tensor, DType dtype, std::uint64_t rows, std::uint64_t columns) {
+    return whole_weight(tensor, WeightForm::matrix, dtype, {rows, columns});
   }
   ValueId linear(const std::string& label, const std::string& tensor, ValueId x, std::uint64_t outputs, DType dtype) {
     GraphBuilder::Extra extra;
-    extra.weights = {matrix(tensor, outputs, builder_.shape_of(x).back())};
+    extra.weights = {matrix(tensor, dtype_, outputs, builder_.shape_of(x).back())};
     return builder_.node(Op::linear, label, {x}, dtype, std::move(extra));
   }
   ValueId activate(const std::string& label, ValueId x, Activation activation) {
@@ -233,13 +233,13 @@ private:
   }
   ValueId to_slices(const std::string& label, const std::string& tensor, ValueId x, std::uint64_t outputs) {
     GraphBuilder::Extra extra;
-    extra.weights = {matrix(tensor, outputs, builder_.shape_of(x).back())};
+    extra.weights = {matrix(tensor, sliced_dtype_, outputs, builder_.shape_of(x).back())};
     return builder_.node(Op::linear_to_slices, label, {x}, dtype_, std::move(extra));
   }
   ValueId from_slices(const std::string& label, const std::string& tensor, ValueId x, std::uint64_t outputs) {
     const auto& shape = builder_.shape_of(x);
     GraphBuilder::Extra extra;
-    extra.weights = {matrix(tensor, outputs, shape[0] * shape[2])};
+    extra.weights = {matrix(tensor, sliced_dtype_, outputs, shape[0] * shape[2])};
     return builder_.node(Op::linear_from_slices, label, {x}, DType::f32, std::move(extra));
   }
   ValueId head_norm(const std::string& label, const std::string& tensor, ValueId x, bool rope, bool in_state) {
@@ -268,7 +268,7 @@ private:
   }
 
   const TransformerConfig& config_;
-  const DType dtype_;
+  const DType dtype_, sliced_dtype_;
   const std::array<std::uint64_t, 3> latent_, grid_;
   const std::optional<double> fps_;
   const std::uint64_t slice_count_;

@@ -16,7 +16,7 @@ Graph text_encoder_graph(const TextEncoderConfig& config, Compute compute, std::
   const auto mask = attention_mask ? builder.input("attention_mask", DType::f32, {rows}) : no_value;
 
   const auto matrix = [&](const std::string& tensor, std::uint64_t outputs, std::uint64_t inputs) {
-    return whole_weight(tensor, WeightForm::matrix, dtype, {outputs, inputs});
+    return whole_weight(tensor, WeightForm::matrix, sliced_dtype_of(compute), {outputs, inputs});
   };
   const auto norm = [&](const std::string& label, const std::string& tensor, ValueId x, DType to) {
     GraphBuilder::Extra extra;

@@ -168,7 +168,9 @@ TEST_CASE("cpu card: a tensor of another shape, a missing one and a wrong part a
   auto empty = spec_of("w", WeightForm::table, DType::f32, {16, 8});
   empty.column_begin = 8;
   CHECK(load(empty).code == ErrorCode::invalid_model);
-  CHECK(load(spec_of("w", WeightForm::matrix, DType::i8, {16, 8})).code == ErrorCode::unsupported);
+  CHECK(load(spec_of("w", WeightForm::table, DType::i8, {16, 8})).code == ErrorCode::unsupported);
+  source.add("long", Tensor(DType::bf16, {1, 65537}));
+  CHECK(load(spec_of("long", WeightForm::matrix, DType::i8, {1, 65537})).code == ErrorCode::unsupported);
   CHECK(load(spec_of("w", WeightForm::matrix, DType::f32, {std::uint64_t{1} << 40, std::uint64_t{1} << 40})).code == ErrorCode::invalid_model);
 }
 

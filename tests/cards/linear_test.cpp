@@ -107,14 +107,40 @@ TEST_CASE("linear: adds the bias, then activates", "[cards][linear]") {
 }
 
 TEST_CASE("linear: a row's bits depend on no other row, on no place in a tile, on no thread", "[cards][linear][bits]") {
-  const auto dtype = GENERATE(DType::f32, DType::bf16);
+  const auto dtype = GENERATE(DType::f32, DType::bf16, DType::i8);
   const std::uint64_t rows = 200, N = 330, K = 1100;
-  const auto x = random_tensor(dtype, {rows, K}, 1), w = random_tensor(dtype, {N, K}, 2);
+  const auto x_dtype = dtype == DType::i8 ? DType::f32 : dtype;
+  const auto x = random_tensor(x_dtype, {rows, K}, 1), w = random_tensor(x_dtype, {N, K}, 2);
   const auto whole = run_linear(x, w, dtype, DType::f32);
   for (const std::uint32_t threads : {2, 3}) CHECK(same_bits(run_linear(x, w, dtype, DType::f32, threads), whole));
   struct Part { std::uint64_t begin, end; };
   for (const auto& part : {Part{0, 1}, Part{1, 2}, Part{63, 65}, Part{5, 200}, Part{100, 133}, Part{199, 200}, Part{3, 20}})
     CHECK(same_bits(run_linear(rows_of(x, part.begin, part.end), w, dtype, DType::f32), rows_of(whole, part.begin, part.end)));
+}
+
+TEST_CASE("linear: int8 is near the exact product by the steps of both sides", "[cards][linear][int8]") {
+  const auto x_dtype = GENERATE(DType::f32, DType::bf16);
+  struct Size { std::uint64_t rows, N, K; };
+  for (const auto& size : {Size{1, 1, 1}, Size{7, 16, 24}, Size{65, 300, 67}, Size{130, 17, 515}, Size{64, 512, 1000}}) {
+    const auto x = random_tensor(x_dtype, {size.rows, size.K}, 1), w = random_tensor(DType::f32, {size.N, size.K}, 2);
+    const auto x_values = floats_of(x), w_values = floats_of(w);
+    auto exact = product(x_values, w_values, size.rows, size.N, size.K);
+    const auto steps = [&](const std::vector<float>& values, std::uint64_t row) {
+      double most = 0, sum = 0;
+      for (std::uint64_t k = 0; k < size.K; ++k) {
+        most = std::max(most, double{std::abs(values[row * size.K + k])});
+        sum += std::abs(values[row * size.K + k]);
+      }
+      return std::pair(most / 254 * 1.001, sum);  // Half a step, and what it multiplies.
+    };
+    for (std::uint64_t i = 0; i < size.rows; ++i)
+      for (std::uint64_t j = 0; j < size.N; ++j) {
+        const auto [x_step, x_sum] = steps(x_values, i);
+        const auto [w_step, w_sum] = steps(w_values, j);
+        exact.bounds[i * size.N + j] = x_step * w_sum + w_step * x_sum + x_step * w_step * static_cast<double>(size.K) + 1e-5;
+      }
+    require_near(floats_of(run_linear(x, w, DType::i8, DType::f32)), exact.values, exact.bounds);
+  }
 }
 
 TEST_CASE("linear_to_slices: each slice is the product with its own rows of the weight", "[cards][linear][bits]") {

@@ -103,7 +103,7 @@ const std::vector<Owned> layouts_of_eight = {
 }  // namespace
 
 TEST_CASE("ranks: every split of every ownership gives the bits of one card", "[compiler][bits]") {
-  for (const auto compute : {Compute::f32, Compute::bf16}) {
+  for (const auto compute : {Compute::f32, Compute::bf16, Compute::f32_int8, Compute::bf16_int8}) {
     DenoiserCase which;
     which.shape = small_shape();
     which.compute = compute;
@@ -186,7 +186,7 @@ TEST_CASE("ranks: the text encoder gives the bits of one card, complete on every
     for (auto& rank : cluster.value()->ranks()) hidden.push_back(rank->read("last_hidden_state"));
     return hidden;
   };
-  for (const auto compute : {Compute::f32, Compute::bf16}) {
+  for (const auto compute : {Compute::f32, Compute::bf16, Compute::bf16_int8}) {
     const auto expected = encode(one_card(4), Split::tensor, compute).front();
     REQUIRE(expected.size() == ids.size() * config.width);
     for (const auto split : {Split::tensor, Split::sequence})
