@@ -100,7 +100,7 @@ void ShmPool::free_slot(std::map<std::uint32_t, Slot>::iterator slot) {
   free_[offset] = bytes;
 }
 
-std::optional<Shard> ShmPool::copy_of(const Shard& payload) {
+std::optional<Shard> ShmPool::copy_of(const Shard& payload, bool remember) {
   const auto bytes = payload.bytes();
   std::uint32_t slot = 0;
   std::span<std::byte> target;
@@ -123,14 +123,23 @@ std::optional<Shard> ShmPool::copy_of(const Shard& payload) {
   }
   std::memcpy(target.data(), bytes.data(), bytes.size());
   std::shared_ptr<const void> owner = std::make_shared<const Shown>(shared_from_this(), slot);
+  if (!remember) return Shard(std::move(owner), target);
   Recent forgotten;  // Let go of after the lock.
   const std::lock_guard lock(mutex_);
+  remembers_ = true;
   if (recent_.size() == recent_max) {
     std::swap(forgotten, recent_.front());
     recent_.pop_front();
   }
   recent_.push_back({slot, payload, owner, target});
   return Shard(std::move(owner), target);
+}
+
+void ShmPool::forget() {
+  if (!remembers_.exchange(false)) return;
+  std::deque<Recent> forgotten;  // Let go of after the lock.
+  const std::lock_guard lock(mutex_);
+  forgotten.swap(recent_);
 }
 
 std::optional<ShmPool::Place> ShmPool::find(std::span<const std::byte> bytes) const {

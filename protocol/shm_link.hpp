@@ -46,9 +46,10 @@ class ShmPool : public std::enable_shared_from_this<ShmPool> {
 public:
   explicit ShmPool(std::shared_ptr<ShmHome> home);
 
-  /// A copy of `payload` in the pool; nothing without room. While the copy is shown, the same bytes are not copied
-  /// again: several peers are sent one copy.
-  std::optional<Shard> copy_of(const Shard& payload);
+  /// A copy of `payload` in the pool; nothing without room. With `remember` the same bytes are not copied again, for
+  /// other peers, until `forget` or until the copy is shown no more; so long they stay borrowed.
+  std::optional<Shard> copy_of(const Shard& payload, bool remember);
+  void forget();
   /// The slot and offset of bytes that this pool shows; nothing for other bytes.
   struct Place {
     std::uint32_t slot = 0;
@@ -98,6 +99,7 @@ private:
   std::vector<std::uint32_t> numbers_;                  // Slot numbers that are free.
   std::deque<std::uint32_t> lent_;                      // Slots that peers were told of, oldest first.
   std::deque<Recent> recent_;
+  std::atomic<bool> remembers_{false};
   std::uint64_t used_ = 0;
 };
 

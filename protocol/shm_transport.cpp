@@ -124,7 +124,8 @@ public:
     // Half of the pool is for frames that are sent at once: who stages a lot must not keep them from going.
     if (pool_->used_bytes() + payload.size() > pool_bytes() / 2) pool_->reclaim();
     if (pool_->used_bytes() + payload.size() > pool_bytes() / 2) return std::nullopt;
-    return pool_->copy_of(payload);
+    // One more borrower for a moment, unless there is only one peer that it can go to.
+    return pool_->copy_of(payload, links_ > 1);
   }
 
   bool unchecked(PeerId id) const override {
@@ -137,15 +138,16 @@ public:
     const std::lock_guard lock(mutex_);
     const auto found = peers_.find(id);
     if (closed_ || found == peers_.end()) return false;
-    return found->second.usable() || (!sharing_ && inner_->helps(id));
+    return found->second.usable() || (links_ == 0 && inner_->helps(id));
   }
 
   void help(Duration longest) override {
-    if (!sharing_) {
+    if (links_ == 0) {
       inner_->help(longest);
       return;
     }
     helped_ = true;
+    pool_->forget();  // Who waits has sent what was to be sent.
     if (options_.spin > Duration::zero() && spin()) return;
     // Shortly first: then nobody has to ring for what is not waited for.
     for (const auto patient : {false, true}) {
@@ -228,7 +230,7 @@ private:
       if (used_for_it() > pool_bytes() / 2) return Sent::full;
     }
     if (!place && size > shm_inline_bytes) {
-      auto copy = pool_->copy_of(payload);
+      auto copy = pool_->copy_of(payload, false);
       if (!copy) return link->held_bytes() > pool_bytes() / 4 ? Sent::full : Sent::not_this_way;
       std::swap(kept, payload);
       payload = std::move(*copy);
@@ -383,6 +385,7 @@ private:
 
   /// Handles what has come; true if there was something.
   bool look() {
+    pool_->forget();
     const std::lock_guard delivery(delivery_);
     bool found = false;
     if (changed_.exchange(false)) finish_leaving();
@@ -447,7 +450,7 @@ private:
     std::vector<std::shared_ptr<ShmLink>> links;  // The former ones are let go of after the lock.
     for (const auto& each : reading_)
       if (!each.broken) links.push_back(each.link);
-    sharing_ = !links.empty();
+    links_ = links.size();
     const std::lock_guard lock(watch_mutex_);
     links.swap(watched_);
   }
@@ -550,7 +553,7 @@ private:
   std::vector<std::shared_ptr<ShmLink>> leaving_;
   std::atomic<bool> changed_{false};
   std::atomic<bool> any_refused_{false};
-  std::atomic<bool> sharing_{false};  // With anybody: helpers wait for the bell, else in the inner transport.
+  std::atomic<std::size_t> links_{0};  // When there are any, helpers wait for the bell, else in the inner transport.
 
   std::mutex watch_mutex_;
   std::vector<std::shared_ptr<ShmLink>> watched_;

@@ -1,13 +1,15 @@
 // The transport over ZeroMQ: tcp:// between hosts, ipc:// on one.
 //
 //   others' DEALERs ──▶ ROUTER (bound, one) ─┐
-//                                            ├─ pump thread ──▶ handlers
-//   queues, eventfd ──▶ DEALER (one per peer)┘
+//                                            ├─ pump: a thread, or a helper ──▶ handlers
+//   send, queues ─────▶ DEALER (one per peer)┘
 //
-// One thread owns all sockets. `send` puts the frame into the peer's bounded queue and rings an eventfd. The
-// payload is not copied on either side (but for received ones of at most 8 KiB): ZeroMQ reads the Shard's memory
-// and lets go of it; a received message is kept alive by the Shard that shows its bytes. A peer that vanishes is
-// noticed at once when its system says so, else after 1.5 s of silence; what was queued for it is let go of then.
+// `send` hands the frame to ZeroMQ on the caller's thread; when ZeroMQ's queue is full, to a bounded queue that the pump
+// empties. Whoever waits in `help` is the pump meanwhile, else this transport's own thread: so a message wakes up ZeroMQ's
+// thread and the one that wants it. Sockets pass from thread to thread under locks. The payload is not copied on either
+// side (but for received ones of at most 8 KiB): ZeroMQ reads the Shard's memory and lets go of it; a received message is
+// kept alive by the Shard that shows its bytes. A peer that vanishes is noticed at once when its system says so, else
+// after 1.5 s of silence; what was queued for it is let go of then.
 //
 // With keys (base/keys.hpp) and an address that others can reach, every connection is encrypted and both ends prove who
 // they are (CURVE). `address()` then ends in "#KEY", our public key, and `add_peer` wants such an address: from then on

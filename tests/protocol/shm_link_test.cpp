@@ -77,7 +77,7 @@ HeaderBytes header_of(std::uint64_t number) { return HeaderBytes(std::as_bytes(s
 // As the transport does it.
 ShmLink::Written write(Side& side, std::uint64_t number, const Shard& payload, bool crowded = false) {
   if (payload.size() <= shm_inline_bytes) return side.link->write(header_of(number), payload.bytes(), {}, 0, crowded, *side.pool);
-  const auto copy = side.pool->copy_of(payload);
+  const auto copy = side.pool->copy_of(payload, true);
   if (!copy) return ShmLink::Written::full;
   return side.link->write(header_of(number), copy->bytes(), side.pool->find(copy->bytes()), 0, crowded, *side.pool);
 }
@@ -131,23 +131,23 @@ TEST_CASE("shm pool: memory is used again only when nobody shows it", "[protocol
   const auto bytes = pattern(pool_bytes / 2 + 1, 1);
   ShmArrival arrival;
   {
-    const auto copy = pair.a.pool->copy_of(Shard::copy_of(bytes));
+    const auto copy = pair.a.pool->copy_of(Shard::copy_of(bytes), false);
     REQUIRE(copy);
-    CHECK_FALSE(pair.a.pool->copy_of(Shard::copy_of(bytes)));
+    CHECK_FALSE(pair.a.pool->copy_of(Shard::copy_of(bytes), false));
     for (std::uint64_t i = 0; i < 2; ++i)
       REQUIRE(pair.a.link->write(header_of(i), copy->bytes(), pair.a.pool->find(copy->bytes()), 0, false, *pair.a.pool) ==
               ShmLink::Written::yes);
   }
   // Nobody here shows it, but the peer was told of it twice.
-  CHECK_FALSE(pair.a.pool->copy_of(Shard::copy_of(bytes)));
+  CHECK_FALSE(pair.a.pool->copy_of(Shard::copy_of(bytes), false));
   REQUIRE(pair.b.link->read(0, arrival) == ShmLink::Read::frame);
   auto first = arrival.payload;
   REQUIRE(pair.b.link->read(0, arrival) == ShmLink::Read::frame);
   first = {};
-  CHECK_FALSE(pair.a.pool->copy_of(Shard::copy_of(bytes)));
+  CHECK_FALSE(pair.a.pool->copy_of(Shard::copy_of(bytes), false));
   CHECK(equal(arrival.payload.bytes(), bytes));
   arrival.payload = {};
-  CHECK(pair.a.pool->copy_of(Shard::copy_of(bytes)));
+  CHECK(pair.a.pool->copy_of(Shard::copy_of(bytes), false));
 }
 
 TEST_CASE("shm pool: what goes to several peers is copied once, as long as it is shown", "[protocol][shm]") {
@@ -156,11 +156,18 @@ TEST_CASE("shm pool: what goes to several peers is copied once, as long as it is
   bool released = false;
   {
     const Shard original(std::span<const std::byte>(bytes), [&] { released = true; });
-    const auto one = side.pool->copy_of(original), two = side.pool->copy_of(original);
+    const auto one = side.pool->copy_of(original, true), two = side.pool->copy_of(original, true);
     REQUIRE(one);
     REQUIRE(two);
     CHECK(one->bytes().data() == two->bytes().data());
+    side.pool->forget();
+    const auto three = side.pool->copy_of(original, false), four = side.pool->copy_of(original, true);
+    REQUIRE(three);
+    REQUIRE(four);
+    CHECK(one->bytes().data() != three->bytes().data());
+    CHECK(three->bytes().data() != four->bytes().data());
   }
+  // A copy that is shown no more is not remembered either.
   CHECK(released);
   CHECK(side.pool->used_bytes() == 0);
 }
@@ -263,7 +270,7 @@ TEST_CASE("shm link: counts that a wild peer writes free only its own share", "[
   second.meet(c);
   c.meet(second);
   const auto bytes = pattern(100'000, 8);
-  const auto copy = a.pool->copy_of(Shard::copy_of(bytes));
+  const auto copy = a.pool->copy_of(Shard::copy_of(bytes), false);
   const auto place = a.pool->find(copy->bytes());
   REQUIRE(a.link->write(header_of(1), copy->bytes(), place, 0, false, *a.pool) == ShmLink::Written::yes);
   REQUIRE(second.link->write(header_of(1), copy->bytes(), place, 0, false, *a.pool) == ShmLink::Written::yes);
