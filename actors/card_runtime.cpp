@@ -4,6 +4,7 @@
 
 #include "actors/edges.hpp"
 #include "base/random.hpp"
+#include "base/trace.hpp"
 #include "compiler/models/cosmos_codec.hpp"
 
 namespace orrery::actors {
@@ -26,6 +27,13 @@ CardRuntime::CardRuntime(std::uint32_t number, std::unique_ptr<cards::Card> card
       probe_(probe) {}
 
 namespace {
+/// The card's memory as a curve.
+void trace_memory(const cards::Card& card) {
+  if (!trace::enabled()) return;
+  const auto use = card.use();
+  trace::counter(card.options().name + " memory", use.weights + use.lanes);
+}
+
 CardDone over() {
   CardDone done;
   done.failure = Error{ErrorCode::stale_epoch, "the epoch of this order is over"};
@@ -141,6 +149,7 @@ void CardRuntime::close_lane(const CloseLane& order, Reply reply) {
       const auto id = runner->lane();
       runner.reset();  // Waits for lent memory.
       card_->close_lane(id);
+      trace_memory(*card_);
     }
     reply({});
   });
@@ -199,6 +208,7 @@ Status CardRuntime::open_now(const OpenLane& order) {
   }
   ORRERY_TRY(programs, compile(order, *seat, taken.layout));
   ORRERY_TRY(id, card_->open_lane(programs));
+  trace_memory(*card_);
   auto runner = std::make_shared<ProgramRunner>(*card_, exchange_, clock_, taken, order.request, id, programs, deadline_,
                                                 probe_);
   const std::lock_guard lock(mutex_);
@@ -253,6 +263,7 @@ Result<RunTimes> CardRuntime::run_now(const RunProgram& order, std::vector<std::
     ORRERY_TRY_DONE(runner->send_from(slot, output.edge, output.step, output.targets));
   }
   total.exchange += clock_.now() - ended;
+  trace_memory(*card_);
   return total;
 }
 

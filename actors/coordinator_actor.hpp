@@ -128,7 +128,8 @@ private:
     std::uint32_t interruptions = 0, steps_repeated = 0;
     OrderedJson timings = OrderedJson::object();
     Time started{};
-    std::optional<Time> finished;  // In this coordinator's life.
+    Time stage_began{}, step_ended{};  // As this coordinator heard of it; for traces.
+    std::optional<Time> finished;      // In this coordinator's life.
   };
   /// A failure and what was done about it. Times are seconds since `at`; negative: not yet.
   struct Incident {

@@ -38,17 +38,21 @@ bool is_final(ErrorCode code) {
 
 Duration duration_of(double seconds) { return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)); }
 
-/// Stages and steps as the coordinator hears of them, on the request's own row of a trace.
-void trace_progress(const RequestEvent& event, Time now) {
-  if (!trace::enabled() || !(event.seconds > 0)) return;
+/// Stages and steps as the coordinator hears of them, on the request's own row of a trace. Steps lie within their stage
+/// and one after the other, whatever the news took on its way.
+void trace_progress(const RequestEvent& event, Time now, Time& stage_began, Time& step_ended) {
   const auto kind = static_cast<EventKind>(event.kind);
+  if (kind == EventKind::stage_started) stage_began = step_ended = now;
+  const auto before = step_ended;
+  if (kind == EventKind::progress) step_ended = now;
+  if (!trace::enabled()) return;
   const auto row = trace::track(trace::requests_track);
-  const auto begin = now - duration_of(event.seconds);
   trace::Details details;
   details.request = event.request;
-  if (kind == EventKind::stage_done) trace::complete(row, trace::Category::stage, event.stage, begin, now, details);
-  if (kind == EventKind::progress) {
+  if (kind == EventKind::stage_done) trace::complete(row, trace::Category::stage, event.stage, stage_began, now, details);
+  if (kind == EventKind::progress && event.done > 0) {
     details.step = static_cast<std::uint32_t>(event.done - 1);
+    const auto begin = std::max(before, now - duration_of(event.seconds > 0 ? event.seconds : seconds_of(now - before)));
     trace::complete(row, trace::Category::step, event.stage + " " + std::to_string(event.done) + "/" + std::to_string(event.total), begin, now, details);
   }
 }
@@ -338,7 +342,7 @@ void CoordinatorState::on_request_event(const RequestEvent& event) {
   }
   request.done = event.done;
   request.total = event.total;
-  trace_progress(event, setup_.clock->now());
+  trace_progress(event, setup_.clock->now(), request.stage_began, request.step_ended);
   // Kept here: an attempt that is interrupted later takes its account of finished stages along.
   if (kind == EventKind::stage_done && !event.details.empty())
     if (auto details = OrderedJson::parse(event.details, nullptr, false); !details.is_discarded()) request.timings[event.stage] = std::move(details);

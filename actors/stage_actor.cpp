@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/json.hpp"
+#include "base/trace.hpp"
 #include "topology/plan.hpp"
 
 namespace orrery::actors {
@@ -259,6 +260,9 @@ void StageState::answered(caf::actor_id card, const CardDone& done) {
   round_times_ = {};
   if (!work_->failure.ok() && !closing_) return close_lanes([this] { finish(); });
   if (!closing_ && work_->failure.ok()) {
+    if (trace::enabled())
+      trace::complete(trace::track("stage " + std::string(topology::name_of(setup_.kind))), trace::Category::stage, asked_, asked_at_,
+                      setup_.clock->now(), {.request = work_->order.request});
     auto& longest = measured_[asked_];
     longest = std::max(setup_.clock->now() - asked_at_, longest * 7 / 8);
     if (asked_ == "step") watch_stragglers();

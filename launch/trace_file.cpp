@@ -89,7 +89,8 @@ std::string microseconds(std::int64_t nanoseconds) {
   return text;
 }
 
-double rounded(double value, double unit) { return std::round(value / unit) * unit; }
+/// As a number of microseconds with three places.
+double in_microseconds(std::int64_t nanoseconds) { return static_cast<double>(nanoseconds) / 1e3; }
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
@@ -252,7 +253,7 @@ Result<TraceCounts> write_trace(const TraceRecord& record, const std::function<S
       add_blocks(row);
       sort_row(row);
       const auto lanes = assign_lanes(process, key, row);
-      for (std::uint32_t lane = 0; lane < lanes; ++lane) process.threads.emplace_back(next_tid + lane, lane == 0 ? name : name + " " + std::to_string(lane + 1));
+      for (std::uint32_t lane = 0; lane < lanes; ++lane) process.threads.emplace_back(next_tid + lane, lane == 0 ? name : name + " (" + std::to_string(lane + 1) + ")");
       for (auto& entry : row) {
         entry.tid = next_tid + entry.lane;
         if (entry.event != nullptr && is_arrow(*entry.event)) ends[entry.event] = {entry.begin, process.pid, entry.tid};
@@ -310,13 +311,13 @@ Result<TraceCounts> write_trace(const TraceRecord& record, const std::function<S
     entry["system_pid"] = source.pid;
     OrderedJson clock;
     clock["same_clock"] = source.same_clock;
-    clock["ahead_us"] = rounded(static_cast<double>(source.clock.offset) / 1e3, 1e-3);
-    clock["error_us"] = rounded(static_cast<double>(source.clock.error) / 1e3, 1e-3);
-    if (source.clock.drift != 0) clock["drift_ppm"] = rounded(source.clock.drift * 1e6, 1e-3);
+    clock["ahead_us"] = in_microseconds(source.clock.offset);
+    clock["error_us"] = in_microseconds(source.clock.error);
+    if (source.clock.drift != 0) clock["drift_ppm"] = std::round(source.clock.drift * 1e9) / 1e3;
     clock["round_trips"] = source.measured.round_trips;
     if (source.measured.round_trips > 0) {
-      clock["measured_ahead_us"] = rounded(static_cast<double>(source.measured.offset) / 1e3, 1e-3);
-      clock["measured_error_us"] = rounded(static_cast<double>(source.measured.error) / 1e3, 1e-3);
+      clock["measured_ahead_us"] = in_microseconds(source.measured.offset);
+      clock["measured_error_us"] = in_microseconds(source.measured.error);
     }
     entry["clock"] = clock;
     entry["events"] = source.events.size();

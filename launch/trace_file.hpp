@@ -6,7 +6,7 @@
 // All times are by the reader's clock, in microseconds since recording began. How far each process's clock was off, how
 // well that is known, what was dropped, and what is missing, stands in `otherData`.
 //
-// Spans of one row that overlap without nesting go to rows of the same name with a number ("n1:0 exchange 2"): viewers
+// Spans of one row that overlap without nesting go to rows of the same name with a number ("n1:0 exchange (2)"): viewers
 // would draw them wrongly. Arrows whose other end is not in the record are left out, and counted.
 //
 // Memory: the record's events, and 16 bytes more for each. Threads: none.

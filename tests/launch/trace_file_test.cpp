@@ -129,8 +129,8 @@ TEST_CASE("trace file: spans that overlap without nesting get rows of their own,
                                   span(1, "third", 20'000, 21'000, 4, trace::Category::exchange)})};
   const auto file = json_of(record);
   CHECK(row_of(file, slice(file, "first")) == "n1:0 compute");
-  CHECK(row_of(file, slice(file, "second")) == "n1:0 compute 2");
-  CHECK(row_of(file, slice(file, "child")) == "n1:0 compute 2");
+  CHECK(row_of(file, slice(file, "second")) == "n1:0 compute (2)");
+  CHECK(row_of(file, slice(file, "child")) == "n1:0 compute (2)");
   CHECK(row_of(file, slice(file, "third")) == "n1:0 compute");
 }
 
