@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   add_node(app, context);
   add_coordinator(app, context);
   add_fault(app, context);
+  add_bench(app, context);
 
   add_keys(app, context);
   add_version(app, context);

@@ -87,5 +87,6 @@ void add_generate(CLI::App& app, VerbContext& context);
 void add_node(CLI::App& app, VerbContext& context);
 void add_coordinator(CLI::App& app, VerbContext& context);
 void add_fault(CLI::App& app, VerbContext& context);
+void add_bench(CLI::App& app, VerbContext& context);
 
 }  // namespace orrery::launch

@@ -124,6 +124,7 @@ const Schema<ExperimentFile>& experiment_schema() {
   const auto transport = choice<DataTransport>({{"auto", DataTransport::automatic},
                                                 {"inproc", DataTransport::inproc},
                                                 {"shm", DataTransport::shm},
+                                                {"shm", DataTransport::shm},
                                                 {"ipc", DataTransport::ipc},
                                                 {"tcp", DataTransport::tcp}});
   static const Schema<ExperimentScaling> scaling =
@@ -316,6 +317,7 @@ Result<ExperimentAssertion> ExperimentAssertion::parse(std::string_view text) {
       at = end + 1;
     }
     if (call.where.empty()) return wrong(open, "should be AXIS=VALUE");
+    call.text = plain.substr(begin, close + 1 - begin);
     for (auto at = open; at <= close; ++at)
       if (!in_name(plain[at])) plain[at] = '_';
     call.name = plain.substr(begin, close + 1 - begin);

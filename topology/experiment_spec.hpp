@@ -82,6 +82,7 @@ public:
   /// A metric of the one row that has these settings.
   struct Call {
     std::string name;    // As it stands in the expectation.
+    std::string text;    // As it was written: "efficiency(cards=8)".
     std::string metric;  // "efficiency"
     std::vector<std::pair<std::string, std::string>> where;
   };
