@@ -77,7 +77,7 @@ TEST_CASE("generate --trace: every card, every step and both ends of every messa
   for (const auto& [node, card] : {std::pair("n1", "n1:0"), std::pair("n1", "n1:1"), std::pair("n2", "n2:0"), std::pair("n2", "n2:1")}) {
     INFO(card);
     const auto computed = steps[{node, std::string(card) + " compute"}];
-    for (int step = 1; step <= 4; ++step) CHECK(computed.contains(step));
+    CHECK(computed == std::set<int>{1, 2, 3});  // The last step of the schedule changes nothing: it is not computed.
   }
   // Slices of a row nest or follow one another: else viewers draw them wrongly.
   for (auto& [row, all] : slices) {
