@@ -71,6 +71,9 @@ namespace {
 constexpr int deadline_factor = 20;
 constexpr Duration deadline_min = std::chrono::seconds(3);
 
+// A part of a chain: two tiles of the cpu card.
+constexpr std::uint64_t rows_min = 128;
+
 Error named(const cards::Command& command, const Error& error) {
   return {error.code, command.label + ": " + error.message, error.hint};
 }
@@ -135,6 +138,14 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
   for (std::uint32_t at = 0; at < commands.size();) {
     if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
     reach(FaultEvent::command, program, step, commands[at].label);
+    if (const auto chain = chain_at(program, at, exchanges)) {
+      for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
+      lap(times.exchange);
+      ORRERY_TRY_DONE(run_chain(program, *chain, step, scalars, times, exchanges));
+      mark = clock_.now();
+      at = chain->end + (chain->reduces ? 1 : 0);
+      continue;
+    }
     for (auto each = waits_for(commands[at]); each != exchanges.end(); each = waits_for(commands[at])) ORRERY_TRY_DONE(end_of(each));
     for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
     if (commands[at].queue == cards::Queue::exchange) {
@@ -149,7 +160,7 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
     auto end = at + 1;
     // One by one while a fault waits for its command.
     while (!probe_.armed() && end < commands.size() && commands[end].queue != cards::Queue::exchange && commands[end].reuses.empty() &&
-           waits_for(commands[end]) == exchanges.end())
+           waits_for(commands[end]) == exchanges.end() && !chain_at(program, end, exchanges))
       ++end;
     ORRERY_TRY_DONE(card_.run(lane_, program, at, end, scalars));
     at = end;
@@ -238,6 +249,156 @@ MessageKey ProgramRunner::key_of(std::uint32_t program, const cards::Command& co
   return key;
 }
 
+Result<protocol::Message> ProgramRunner::receive(const cards::Command& command, MessageKey key) {
+  const trace::Span wait(exchange_row_, trace::Category::wait, command.label);
+  auto message = exchange_.receive(key, clock_.now() + wait_limit_);
+  if (message.ok()) return message;
+  suspect(message.error(), key.source);
+  return named(command, message.error());
+}
+
+Status ProgramRunner::send_pieces(const Prepared& prepared, const cards::Command& command, MessageKey key,
+                                  std::optional<protocol::EndpointId> target) {
+  const auto& reduce = *prepared.reduce;
+  const auto pieces = command.inputs[0];
+  const auto piece_bytes = reduce.pieces().empty() ? 0 : card_.memory(lane_, pieces).size() / reduce.pieces().size();
+  for (const auto& due : reduce.sends()) {
+    if (target && due.target != *target) continue;
+    key.target = due.target;
+    key.part = due.part;
+    auto sent = send_region(pieces, key, {due.part * piece_bytes + due.offset, 1, due.bytes, due.bytes});
+    if (!sent.ok()) return named(command, sent.error());
+  }
+  return Done{};
+}
+
+std::optional<ProgramRunner::Chain> ProgramRunner::chain_at(std::uint32_t program, std::uint32_t at, const std::vector<Begun>& begun) const {
+  const auto& layout = seat_.layout;
+  if (probe_.armed() || layout.split != compiler::Split::tensor || layout.rank_count() < 2) return std::nullopt;
+  const auto& commands = programs_->programs[program].commands;
+  const auto& slots = programs_->slots;
+  if (!card_.runs_rows(commands[at].op)) return std::nullopt;
+  const auto pending = [&](std::uint32_t index) {
+    return std::any_of(begun.begin(), begun.end(), [&](const Begun& each) { return each.command == index; });
+  };
+  Chain chain;
+  chain.begin = chain.end = at;
+  for (const auto need : commands[at].after)
+    if (pending(need)) {
+      const auto& gather = commands[need];
+      const bool own = gather.op == Op::all_gather_rows && gather.attr(Attr::source_group, -1) < 0;
+      if (chain.gather || !own || gather.outputs[0] != commands[at].inputs[0]) return std::nullopt;
+      chain.gather = need;
+    }
+  const auto rows_in = [&](const cards::Command& command) {
+    const auto& shape = slots[command.inputs[0]].shape;
+    return shape.size() == 2 ? shape[0] : shape[1];
+  };
+  const auto count = rows_in(commands[at]);
+  chain.rows = layout.rows_of_group(layout.group, count);
+  // Small parts would pay more for tiles that are not full than waiting costs.
+  if (std::any_of(chain.rows.begin(), chain.rows.end(), [](const RowRange& rows) { return rows.count() < rows_min; })) return std::nullopt;
+
+  const auto overlap = [&](cards::SlotId a, cards::SlotId b) {
+    return a != b && slots[a].offset < slots[b].offset + slots[b].bytes() && slots[b].offset < slots[a].offset + slots[a].bytes();
+  };
+  const auto waits_for_others = [&](const cards::Command& command) {
+    return std::any_of(command.after.begin(), command.after.end(), [&](std::uint32_t need) { return pending(need) && need != chain.gather; });
+  };
+  std::vector<cards::SlotId> used = {commands[at].inputs[0]}, touched;
+  const auto uses = [&](cards::SlotId slot) { return std::find(used.begin(), used.end(), slot) != used.end(); };
+  for (bool last = false; !last && chain.end < commands.size(); ++chain.end) {
+    const auto& command = commands[chain.end];
+    const auto output = command.outputs.empty() ? command.inputs[0] : command.outputs[0];
+    if (command.queue == cards::Queue::exchange || !card_.runs_rows(command.op) || rows_in(command) != count || !uses(command.inputs[0])) break;
+    // The first one's reuses are waited for before the chain.
+    if (waits_for_others(command) || (chain.end > at && !command.reuses.empty())) break;
+    // What a later row still reads must not lie where an earlier row is written.
+    touched.insert(touched.end(), command.inputs.begin(), command.inputs.end());
+    if (std::any_of(touched.begin(), touched.end(), [&](cards::SlotId each) { return overlap(each, output); })) break;
+    touched.push_back(output);
+    if (!uses(output)) used.push_back(output);
+    last = command.op == Op::linear_from_slices;
+  }
+  if (chain.end == chain.begin) return std::nullopt;
+  const auto& tail = commands[chain.end - 1];
+  if (tail.op == Op::linear_from_slices && chain.end < commands.size()) {
+    const auto& next = commands[chain.end];
+    chain.reduces = next.op == Op::reduce_scatter && next.inputs[0] == tail.outputs[0] && next.reuses.empty() && !waits_for_others(next) &&
+                    std::none_of(touched.begin(), touched.end(), [&](cards::SlotId each) { return overlap(each, next.outputs[0]); });
+  }
+  // Otherwise there is nothing to hide.
+  if (!chain.gather && !chain.reduces) return std::nullopt;
+  return chain;
+}
+
+Status ProgramRunner::run_chain(std::uint32_t program, const Chain& chain, std::uint32_t step, const cards::Scalars& scalars, RunTimes& times,
+                                std::vector<Begun>& begun) {
+  const auto& commands = programs_->programs[program].commands;
+  const auto& layout = seat_.layout;
+  const auto& endpoints = seat_.endpoints[layout.group];
+  auto mark = clock_.now();
+  const auto lap = [&](Duration& into) {
+    const auto now = clock_.now();
+    into += now - mark;
+    mark = now;
+  };
+  const auto compute = [&](std::uint32_t begin, std::uint32_t end, std::uint32_t rank) -> Status {
+    for (auto index = begin; index < end; ++index) ORRERY_TRY_DONE(card_.run_rows(lane_, program, index, chain.rows[rank], scalars));
+    lap(times.compute);
+    return Done{};
+  };
+  const Prepared *gather = nullptr, *reduce = nullptr;
+  auto waiting = begun.end();
+  if (chain.gather) {
+    ORRERY_TRY(found, prepare(program, *chain.gather));
+    gather = found;
+    waiting = std::find_if(begun.begin(), begun.end(), [&](const Begun& one) { return one.command == *chain.gather; });
+  }
+  if (chain.reduces) {
+    ORRERY_TRY(found, prepare(program, chain.end));
+    reduce = found;
+  }
+  // The own rows wait for nobody; of the last product, those that leave come before those that stay.
+  ORRERY_TRY_DONE(compute(chain.begin, chain.reduces ? chain.end - 1 : chain.end, layout.rank));
+  const auto ranks = static_cast<std::uint32_t>(endpoints.size());
+  const auto first_send = clock_.now();
+  for (std::uint32_t turn = 1; turn < ranks; ++turn) {
+    if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
+    // No two ranks serve the same one at the same turn.
+    const auto rank = (layout.rank + turn) % ranks;
+    if (gather != nullptr) {
+      const auto& command = commands[*chain.gather];
+      const auto waited_from = clock_.now();
+      Time arrived{};
+      auto key = key_of(program, command, step);
+      key.target = seat_.self();
+      key.source = endpoints[rank];
+      for (const auto& due : gather->transfers.receives) {
+        if (due.source != endpoints[rank]) continue;
+        key.part = due.part;
+        ORRERY_TRY(message, receive(command, key));
+        arrived = std::max(arrived, message.arrived);
+        ORRERY_TRY_DONE(protocol::copy_in(message, due.region, card_.memory(lane_, command.outputs[0])));
+      }
+      times.hidden_exchange += std::max<Duration>(Duration::zero(), std::min(arrived, waited_from) - waiting->at) / (ranks - 1);
+      lap(times.exchange);
+    }
+    ORRERY_TRY_DONE(compute(chain.begin, chain.end, rank));
+    if (reduce == nullptr) continue;
+    const trace::Span span(exchange_row_, trace::Category::exchange, commands[chain.end].label);
+    auto key = key_of(program, commands[chain.end], step);
+    key.source = seat_.self();
+    ORRERY_TRY_DONE(send_pieces(*reduce, commands[chain.end], key, endpoints[rank]));
+    lap(times.exchange);
+  }
+  if (chain.gather) begun.erase(waiting);
+  if (reduce == nullptr) return Done{};
+  ORRERY_TRY_DONE(compute(chain.end - 1, chain.end, layout.rank));
+  begun.push_back({chain.end, first_send});
+  return Done{};
+}
+
 Status ProgramRunner::begin_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
   ORRERY_TRY(prepared, prepare(program, index));
   const auto& command = programs_->programs[program].commands[index];
@@ -251,14 +412,7 @@ Status ProgramRunner::begin_exchange(std::uint32_t program, std::uint32_t index,
     if (!sent.ok()) return named(command, sent.error());
     return Done{};
   };
-  if (prepared->reduce) {
-    const auto& reduce = *prepared->reduce;
-    const auto pieces = command.inputs[0];
-    const auto piece_bytes = reduce.pieces().empty() ? 0 : card_.memory(lane_, pieces).size() / reduce.pieces().size();
-    for (const auto& due : reduce.sends())
-      ORRERY_TRY_DONE(send(pieces, due.target, due.part, {due.part * piece_bytes + due.offset, 1, due.bytes, due.bytes}));
-    return Done{};
-  }
+  if (prepared->reduce) return send_pieces(*prepared, command, key, std::nullopt);
   // What this rank contributes; none when only another group sends.
   for (const auto& due : prepared->transfers.sends) ORRERY_TRY_DONE(send(command.inputs[0], due.target, due.part, due.region));
   const auto out = card_.memory(lane_, command.outputs[0]);
@@ -273,21 +427,13 @@ Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t in
   const trace::Span span(exchange_row_, trace::Category::exchange, command.label);
   auto key = key_of(program, command, step);
   key.target = seat_.self();
-  const auto until = clock_.now() + wait_limit_;
   Time arrived{};
-  const auto receive = [&](protocol::EndpointId source, std::uint16_t part) -> Result<protocol::Message> {
+  const auto take = [&](protocol::EndpointId source, std::uint16_t part) -> Result<protocol::Message> {
     key.source = source;
     key.part = part;
-    auto message = [&] {
-      const trace::Span wait(exchange_row_, trace::Category::wait, command.label);
-      return exchange_.receive(key, until);
-    }();
-    if (message.ok()) {
-      arrived = std::max(arrived, message.value().arrived);
-      return message;
-    }
-    suspect(message.error(), source);
-    return named(command, message.error());
+    ORRERY_TRY(message, receive(command, key));
+    arrived = std::max(arrived, message.arrived);
+    return std::move(message);
   };
   const auto out = card_.memory(lane_, command.outputs[0]);
   if (prepared->reduce) {
@@ -297,7 +443,7 @@ Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t in
     std::vector<protocol::Message> received;
     received.reserve(reduce.receives().size());
     for (const auto& due : reduce.receives()) {
-      ORRERY_TRY(message, receive(due.source, due.part));
+      ORRERY_TRY(message, take(due.source, due.part));
       received.push_back(std::move(message));
     }
     std::vector<std::span<const float>> own;
@@ -307,7 +453,7 @@ Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t in
     return arrived;
   }
   for (const auto& due : prepared->transfers.receives) {
-    ORRERY_TRY(message, receive(due.source, due.part));
+    ORRERY_TRY(message, take(due.source, due.part));
     ORRERY_TRY_DONE(protocol::copy_in(message, due.region, out));
   }
   return arrived;
@@ -349,6 +495,7 @@ Status ProgramRunner::wait_until_unlent(cards::SlotId slot) {
 }
 
 Status ProgramRunner::receive_into(cards::SlotId slot, std::uint32_t edge, std::uint32_t step, protocol::EndpointId source) {
+  const trace::Span span(exchange_row_, trace::Category::exchange, programs_->slots[slot].name, {.request = request_, .step = step});
   MessageKey key{request_, step, edge_stream, 0, edge, source, seat_.self()};
   auto received = exchange_.receive(key, clock_.now() + deadline_);
   if (!received.ok()) {
@@ -369,6 +516,7 @@ Status ProgramRunner::receive_into(cards::SlotId slot, std::uint32_t edge, std::
 Status ProgramRunner::send_from(cards::SlotId slot, std::uint32_t edge, std::uint32_t step,
                                 std::span<const protocol::EndpointId> targets) {
   const auto& description = programs_->slots[slot];
+  const trace::Span span(exchange_row_, trace::Category::exchange, description.name, {.request = request_, .step = step});
   // Copied, not lent: the next stage may be busy for long, and this lane must not wait for it.
   const auto copy = Shard::copy_of(card_.memory(lane_, slot));
   for (const auto target : targets) {

@@ -5,6 +5,11 @@
 // same exchange commands on every rank cannot deadlock that way: the rank that is furthest behind always has, or
 // will get, what it waits for, since nobody ahead of it waits for anything it has not passed.
 //
+// An exchange command is begun at its place (its sends leave, its own part is copied) and ended where its result is first
+// needed (Command::after), so that what the compiler put between the two hides it. Around an exchange, products go by the
+// rows of each rank: after a gather with the rows that are there, then with each rank's as they come; before a reduction with
+// each other rank's rows, which leave at once, and last with the own ones. A feed-forward layer is both.
+//
 // Plain code, no CAF: a lane worker thread calls it.
 
 #pragma once
@@ -12,6 +17,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -104,6 +110,19 @@ private:
     Time at{};
   };
   Status begin_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
+  /// Commands that are run by the rows of each rank: [begin, end), fed by a gather that was begun (or by nothing that is
+  /// on its way), and feeding the reduction at `end` (or nothing).
+  struct Chain {
+    std::uint32_t begin = 0, end = 0;
+    std::optional<std::uint32_t> gather;
+    bool reduces = false;
+    std::vector<RowRange> rows;  // By rank.
+  };
+  std::optional<Chain> chain_at(std::uint32_t program, std::uint32_t at, const std::vector<Begun>& begun) const;
+  Status run_chain(std::uint32_t program, const Chain& chain, std::uint32_t step, const cards::Scalars& scalars, RunTimes& times,
+                   std::vector<Begun>& begun);
+  Status send_pieces(const Prepared& prepared, const cards::Command& command, protocol::MessageKey key, std::optional<protocol::EndpointId> target);
+  Result<protocol::Message> receive(const cards::Command& command, protocol::MessageKey key);
   /// Takes what is due; says when the last of it came.
   Result<Time> end_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
   protocol::MessageKey key_of(std::uint32_t program, const cards::Command& command, std::uint32_t step) const;

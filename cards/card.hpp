@@ -19,6 +19,7 @@
 
 #include "base/clock.hpp"
 #include "base/result.hpp"
+#include "base/row_split.hpp"
 #include "cards/program.hpp"
 
 namespace orrery::cards {
@@ -98,6 +99,13 @@ public:
 
   /// Runs compute commands [begin, end) of one program, in order, and returns when they are done.
   virtual Status run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) = 0;
+
+  /// Whether commands of this op can be run for some rows of their output at a time (run_rows).
+  virtual bool runs_rows(Op) const { return false; }
+  /// Runs one command for these rows only. All rows in any order give the bits of `run`.
+  virtual Status run_rows(LaneId, std::uint32_t /*program*/, std::uint32_t command, RowRange, const Scalars&) {
+    return Error{ErrorCode::unsupported, "card " + options().name + " runs command " + std::to_string(command) + " only as a whole"};
+  }
 };
 
 Result<std::unique_ptr<Card>> make_cpu_card(const CardOptions& options);

@@ -154,19 +154,30 @@ std::span<std::byte> CpuCard::memory(LaneId lane, SlotId slot) {
   return {open->operands[slot].data, open->programs->slots[slot].bytes()};
 }
 
-Status CpuCard::run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) {
-  const auto open = lane_of(lane);
+Result<std::shared_ptr<CpuCard::Lane>> CpuCard::lane_with(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end) const {
+  auto open = lane_of(lane);
   if (open == nullptr)
     return Error{ErrorCode::internal, "card " + options_.name + " has no lane " + std::to_string(lane)};
   if (program >= open->programs->programs.size() || begin > end ||
       end > open->programs->programs[program].commands.size())
     return Error{ErrorCode::internal, "card " + options_.name + ": commands " + std::to_string(begin) + " to " +
                                           std::to_string(end) + " of program " + std::to_string(program) + " do not exist"};
+  return open;
+}
+
+Status CpuCard::run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) {
+  ORRERY_TRY(open, lane_with(lane, program, begin, end));
   for (auto i = begin; i < end; ++i) ORRERY_TRY_DONE(run(lane, *open, program, i, scalars));
   return Done{};
 }
 
-Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t index, const Scalars& scalars) {
+Status CpuCard::run_rows(LaneId lane, std::uint32_t program, std::uint32_t command, RowRange rows, const Scalars& scalars) {
+  ORRERY_TRY(open, lane_with(lane, program, command, command + 1));
+  ORRERY_CHECK(cards::runs_rows(open->programs->programs[program].commands[command].op));
+  return run(lane, *open, program, command, scalars, rows);
+}
+
+Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t index, const Scalars& scalars, std::optional<RowRange> rows) {
   const auto& command = lane.programs->programs[program].commands[index];
   const auto kernel = kernel_of(command.op);
   if (kernel == nullptr)
@@ -183,7 +194,7 @@ Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t 
     for (const auto weight : command.weights) weights.push_back(lane.weights->weights[weight]);
     const std::lock_guard turn(command_mutex_);
     const trace::Span span(compute_row_, trace::Category::compute, command.label);
-    return kernel({command, inputs, outputs, weights, scalars, pool_});
+    return kernel({command, inputs, outputs, weights, scalars, pool_, rows});
   }
   const auto streaming = stream();
   ORRERY_TRY_DONE(streaming->acquire(id, program, index, weights));
@@ -191,7 +202,7 @@ Status CpuCard::run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t 
   {
     const std::lock_guard turn(command_mutex_);
     const trace::Span span(compute_row_, trace::Category::compute, command.label);
-    status = kernel({command, inputs, outputs, weights, scalars, pool_});
+    status = kernel({command, inputs, outputs, weights, scalars, pool_, rows});
   }
   streaming->release(id, program, index);
   return status;

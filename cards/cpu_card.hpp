@@ -42,6 +42,8 @@ public:
   void close_lane(LaneId lane) override;
   std::span<std::byte> memory(LaneId lane, SlotId slot) override;
   Status run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) override;
+  bool runs_rows(Op op) const override { return cards::runs_rows(op); }
+  Status run_rows(LaneId lane, std::uint32_t program, std::uint32_t command, RowRange rows, const Scalars& scalars) override;
 
 private:
   struct Lane {
@@ -53,7 +55,8 @@ private:
 
   CpuCard(const CardOptions& options, std::unique_ptr<DeviceMemory> memory);
   std::shared_ptr<Lane> lane_of(LaneId lane) const;
-  Status run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t command, const Scalars& scalars);
+  Result<std::shared_ptr<Lane>> lane_with(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end) const;
+  Status run(LaneId id, Lane& lane, std::uint32_t program, std::uint32_t command, const Scalars& scalars, std::optional<RowRange> rows = {});
   std::shared_ptr<WeightStream> stream() const;
 
   const CardOptions options_;

@@ -244,6 +244,14 @@ Status FaultyCard::run(LaneId lane, std::uint32_t program, std::uint32_t begin, 
   return status;
 }
 
+Status FaultyCard::run_rows(LaneId lane, std::uint32_t program, std::uint32_t command, RowRange rows, const Scalars& scalars) {
+  if (active_.load(std::memory_order_relaxed)) {
+    std::unique_lock lock(mutex_);
+    ORRERY_TRY_DONE(enter(lock));
+  }
+  return inner_->run_rows(lane, program, command, rows, scalars);
+}
+
 Status FaultyCard::run_flipping(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) {
   std::shared_ptr<const ProgramSet> set;
   {

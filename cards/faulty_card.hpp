@@ -77,6 +77,9 @@ public:
   void close_lane(LaneId lane) override;
   std::span<std::byte> memory(LaneId lane, SlotId slot) override { return inner_->memory(lane, slot); }
   Status run(LaneId lane, std::uint32_t program, std::uint32_t begin, std::uint32_t end, const Scalars& scalars) override;
+  /// Only while nothing is wrong with it: faults are between commands.
+  bool runs_rows(Op op) const override { return !active_.load(std::memory_order_relaxed) && inner_->runs_rows(op); }
+  Status run_rows(LaneId lane, std::uint32_t program, std::uint32_t command, RowRange rows, const Scalars& scalars) override;
 
 private:
   struct Flips {

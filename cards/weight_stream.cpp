@@ -8,7 +8,7 @@ namespace orrery::cards {
 namespace {
 
 // Units are a part of the card's memory that is small enough to leave a choice, and large enough to copy at full rate.
-constexpr std::uint64_t units_in_memory = 16;
+constexpr std::uint64_t units_in_memory = 32;
 constexpr double rate_assumed = 2e9;
 
 std::string text_of(std::uint64_t bytes) { return text_of_bytes(static_cast<double>(bytes)); }
@@ -297,8 +297,8 @@ void WeightStream::give_up(UnitId unit) {
 
 void WeightStream::pace(std::uint64_t bytes) {
   if (bandwidth_ <= 0) return;
-  paced_until_ = std::max(paced_until_, clock_.now()) +
-                 std::chrono::duration_cast<Duration>(std::chrono::duration<double>(static_cast<double>(bytes) / bandwidth_));
+  // Since the copy began: what packing takes goes by while the link would be busy.
+  paced_until_ += std::chrono::duration_cast<Duration>(std::chrono::duration<double>(static_cast<double>(bytes) / bandwidth_));
   std::this_thread::sleep_until(paced_until_);
 }
 
@@ -312,6 +312,7 @@ void WeightStream::copy(UnitId unit, std::size_t slot, std::unique_lock<std::mut
   lock.unlock();
   const trace::Span span(copy_row_, trace::Category::copy, component.set->weights[what.first].tensor, {.bytes = what.bytes});
   const auto begun = clock_.now();
+  paced_until_ = std::max(paced_until_, begun);
   std::vector<PlacedWeight> placed;
   std::optional<Error> failure;
   std::uint64_t offset = 0;

@@ -4,7 +4,7 @@
 //                                    ▲                      │
 //                              CopyScheduler ◀── visits, times, pins
 //
-// A component's weights, in order of first use, form units of about a sixteenth of the card's memory. Units live in slots
+// A component's weights, in order of first use, form units of about a thirtieth of the card's memory. Units live in slots
 // of one size at the high end of the card's memory: as many as lanes leave room for. A lane that needs the memory takes
 // slots away (make_room); when it is gone they come back. Commands pin the units that they use.
 //

@@ -104,12 +104,15 @@ Result<int> run_submit(const SubmitArguments& arguments) {
       };
       handlers.on_tensor = [](const std::string&, std::uint32_t, Tensor) {};
       handlers.interrupted = [] { return false; };
-      ORRERY_TRY(account, client->generate(arguments.id, *spec, std::nullopt, handlers, until - clock.now()));
-      ORRERY_TRY_DONE(told);
-      const auto surplus = frames > spec->frames ? frames - spec->frames : 0;
-      OrderedJson line{{"event", "done"}, {"frames", frames}, {"expected_frames", spec->frames}, {"surplus_frames", surplus}, {"sha256", digest.finish()}};
-      if (auto json = parse_json(account, "account"); json.ok()) line["account"] = OrderedJson::parse(json.value().dump());
-      return say(line);
+      // Said before the coordinator hears of it: who dies in between asks again.
+      handlers.on_complete = [&](const std::string& account) -> Status {
+        const auto surplus = frames > spec->frames ? frames - spec->frames : 0;
+        OrderedJson line{{"event", "done"}, {"frames", frames}, {"expected_frames", spec->frames}, {"surplus_frames", surplus}, {"sha256", digest.finish()}};
+        if (auto json = parse_json(account, "account"); json.ok()) line["account"] = OrderedJson::parse(json.value().dump());
+        return say(line);
+      };
+      ORRERY_TRY_DONE(client->generate(arguments.id, *spec, std::nullopt, handlers, until - clock.now()));
+      return told;
     };
     const auto status = attempt();
     if (status.ok()) return 0;

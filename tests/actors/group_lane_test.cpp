@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "base/random.hpp"
 #include "compiler/run_component.hpp"
 #include "tests/support/tensor_files.hpp"
 
@@ -42,6 +43,7 @@ constexpr std::nullopt_t automatic = std::nullopt;
 
 struct Component {
   std::string name, folder, inputs;
+  bool wide = false;  // As many tokens as the transformer takes: 1,152.
   compiler::ModelFolder model() const {
     auto opened = compiler::open_model_folder(testing::golden(folder));
     REQUIRE(opened.ok());
@@ -56,6 +58,12 @@ const Component text_encoder = {"text_encoder", "pipeline_text2world/model/text_
 compiler::NamedTensors inputs_of(const Component& component) {
   auto inputs = testing::tensors_of(testing::golden(component.inputs));
   inputs.erase("noise");  // The pipeline's file holds it too.
+  if (component.wide) {
+    Tensor latents(DType::f32, {1, 4, 8, 24, 24}), mask(DType::f32, {1, 1, 192, 192});
+    fill_normal(5, RandomStream::noise, 0, latents.as<float>());
+    inputs["hidden_states"] = std::move(latents);
+    inputs["padding_mask"] = std::move(mask);
+  }
   return inputs;
 }
 
@@ -147,6 +155,36 @@ TEST_CASE("group lane: the transformer in bf16 on several cards gives the bits o
   const auto cluster = cluster_of({{1, 1}, {2}}, DataTransport::tcp);
   check_same(transformer, group_of(cluster, {3, automatic, automatic}), 3, expected, compiler::Compute::bf16);
   check_same(transformer, group_of(cluster, {automatic, 3, automatic}), 3, expected, compiler::Compute::bf16);
+}
+
+TEST_CASE("group lane: products that go by rows around an exchange give the bits of one card", "[actors][bits]") {
+  auto wide = transformer;
+  wide.wide = true;
+  for (const auto compute : {compiler::Compute::f32, compiler::Compute::bf16}) {
+    const auto expected = on_one_card(wide, compute);
+    for (const std::uint32_t degree : {2U, 3U, 8U}) {
+      INFO("degree " << degree);
+      const auto cluster = cluster_of({{1, 1, 1, 1}, {1, 1, 1, 1}}, DataTransport::ipc);
+      check_same(wide, group_of(cluster, {degree, automatic, automatic}), degree, expected, compute);
+    }
+    check_same(wide, group_of(cluster_of({{3}, {1, 2}}, DataTransport::tcp), {3, automatic, automatic}), 3, expected, compute);
+  }
+}
+
+TEST_CASE("group lane: streamed weights give the bits of resident ones, on every card", "[actors][bits][stream]") {
+  auto wide = transformer;
+  wide.wide = true;
+  const auto expected = on_one_card(wide);
+  for (const std::uint32_t degree : {1U, 2U, 3U}) {
+    INFO("degree " << degree);
+    auto options = group_of(cluster_of({{1, 1, 1}}), {degree, automatic, automatic});
+    options.deployment.weights = topology::WeightPlacement::streamed;
+    check_same(wide, options, degree, expected);
+    options.component = wide.name;
+    GroupLanes lanes(options);
+    REQUIRE(compiler::run_component(wide.model(), wide.name, inputs_of(wide), lanes, {compiler::Compute::f32, 8}).ok());
+    for (const auto& card : lanes.cards()) CHECK(card.use.stream.copied_bytes > 0);
+  }
 }
 
 TEST_CASE("group lane: the text encoder on several cards gives the bits of one card", "[actors][bits]") {

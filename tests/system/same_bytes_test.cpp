@@ -16,7 +16,7 @@ using namespace orrery::testing;
 namespace {
 
 struct Shape {
-  std::string name, nodes, data, parallelism;
+  std::string name, nodes, data, parallelism, weights = "auto";
 };
 
 std::string digest_of(const ScratchFolder& scratch, const Shape& shape, const std::string& dtype = "float32") {
@@ -24,7 +24,7 @@ std::string digest_of(const ScratchFolder& scratch, const Shape& shape, const st
                                                          "\n  data: {transport: " + shape.data +
                                                          "}\n  launch: {ready_timeout: 120s}\n---\napiVersion: orrery/v1\nkind: Deployment\nmetadata: {name: d}\n"
                                                          "spec:\n  cluster: c\n  model: cosmos-tiny\n  parallelism: " +
-                                                         shape.parallelism + "\n");
+                                                         shape.parallelism + "\n  weights: " + shape.weights + "\n");
   const auto video = scratch.file("v.y4m");
   const auto result = run_command(scratch, {ORRERY_BINARY, "--progress", "none", "generate", "a red circle moving right", "-f", cluster, "-f",
                                             ORRERY_SOURCE_DIR "/configs/models/cosmos-tiny.yaml", "--dtype", dtype, "--steps", "5",
@@ -62,6 +62,8 @@ TEST_CASE("video: the same bytes on every cluster shape", "[system][slow]") {
       {"1x8 tensor", "[{hosts: h1, cards: {type: cpu, count: 8, threads: 1}}]", "inproc", "{cfg: 1, tensor: 8}"},
       {"1x8 sequence, 2 threads", "[{hosts: h1, cards: {type: cpu, count: 8, threads: 2}}]", "inproc", "{cfg: 1, sequence: 8}"},
       {"planner's choice", "[{hosts: 'h[1-2]', cards: {type: cpu, count: 2}}]", "auto", "{}"},
+      {"2x1 streamed", "[{hosts: 'h[1-2]', cards: {type: cpu, count: 1}}]", "auto", "{}", "streamed"},
+      {"1x2 tensor, streamed", "[{hosts: h1, cards: {type: cpu, count: 2}}]", "auto", "{cfg: 1, tensor: 2}", "streamed"},
   };
   ScratchFolder scratch;
   const auto reference = digest_of(scratch, {"1 card", one, "tcp", "{cfg: 1, tensor: 1}"});
