@@ -30,6 +30,10 @@ Status check_group(std::uint32_t slice_count, const std::vector<ReduceRank>& gro
   std::vector<RowRange> rows;
   for (const auto& rank : group)
     if (rank.rows.begin != rank.rows.end) rows.push_back(rank.rows);
+  // All rows for everybody: an all-reduce.
+  if (!rows.empty() && rows.size() == group.size() && rows[0].begin == 0 && rows[0].end > 0 &&
+      std::all_of(rows.begin(), rows.end(), [&](const auto& each) { return each.begin == 0 && each.end == rows[0].end; }))
+    return Done{};
   std::sort(rows.begin(), rows.end(), [](auto a, auto b) { return a.begin < b.begin; });
   std::uint64_t next = 0;
   for (const auto range : rows) {

@@ -21,6 +21,9 @@
 //   node A: s0 s1 on card 0, s2 s3 on card 1      to card 2 of node B, its rows:
 //     card 1 ── [2,4) ──▶ card 0 ── [0,2) + [2,4) = [0,4) ──▶ card 2        instead of [0,2) and [2,4)
 //
+// When every rank's rows are all rows, this is an all-reduce in one turn: everybody gets every piece and adds up
+// everything. For short messages that is quicker than a reduce-scatter and an all-gather, which are two turns.
+//
 // This class moves no bytes. It says what to send and what is due, and adds up what came; the caller owns the
 // transport, the clock and the waiting.
 
@@ -42,7 +45,7 @@ namespace orrery::protocol {
 struct ReduceRank {
   EndpointId endpoint = 0;
   std::vector<std::uint32_t> slices;  // Owned, any order. All ranks together have every slice exactly once.
-  RowRange rows;                      // Of the sum; all ranks together have every row exactly once.
+  RowRange rows;  // Of the sum; all ranks together have every row exactly once, or each of them has all rows.
   std::uint32_t node = 0;             // Ranks with the same number reach each other without a wire.
 };
 
@@ -81,6 +84,13 @@ class OrderedReduceScatter {
 public:
   /// Messages below this go directly: one more turn would cost more than their bytes.
   static constexpr std::uint64_t relay_bytes_min = std::uint64_t{64} << 10;
+
+  /// Whether an all-reduce of `bytes` over `ranks` ranks is quicker in one turn: their rows then are all rows, and nothing
+  /// is to be gathered. Between two ranks it moves no more bytes than two turns.
+  static constexpr bool in_one_turn(std::uint64_t bytes, std::size_t ranks) {
+    return bytes * (ranks > 2 ? ranks - 1 : 1) <= (ranks > 2 ? one_turn_bytes_max : 4 * one_turn_bytes_max);
+  }
+  static constexpr std::uint64_t one_turn_bytes_max = std::uint64_t{64} << 10;
 
   /// All ranks with the same arguments. Fails with usage when slices or rows are not covered exactly once or `self` is
   /// not in the group.

@@ -1,4 +1,5 @@
-// All-reduce of f32 over the data plane: ordered reduce-scatter, then all-gather, each rank a process.
+// All-reduce of f32 over the data plane: ordered reduce-scatter, then all-gather (for short messages in one turn), each
+// rank a process.
 //
 // Why this path: it is what a tensor-parallel group does twice per block of the denoiser. `tests/bench/collectives` runs
 // it next to Open MPI and gloo.
@@ -98,6 +99,7 @@ public:
     gather(step, blocks_.size() - 1, out);
   }
   bool idle(int buffer) const { return borrowed_[static_cast<std::size_t>(buffer)] == 0; }
+  bool all_idle() const { return lent_ == 0 && idle(0) && idle(1); }
   void use(int buffer) { buffer_ = buffer; }
 
 private:
@@ -111,13 +113,18 @@ private:
   Block make_block(std::uint64_t first, std::uint64_t rows) const {
     std::vector<ReduceRank> group;
     std::vector<RowHolder> holders;
+    const bool in_one_turn = OrderedReduceScatter::in_one_turn(rows * width * sizeof(float), ranks_);
     for (std::uint32_t rank = 0; rank < ranks_; ++rank) {
       ReduceRank each{.endpoint = rank, .slices = {}, .rows = {rows * rank / ranks_, rows * (rank + 1) / ranks_}};
       for (std::uint32_t slice = slices * rank / ranks_; slice < slices * (rank + 1) / ranks_; ++slice) each.slices.push_back(slice);
-      holders.push_back({rank, each.rows});
+      if (in_one_turn)
+        each.rows = {0, rows};
+      else
+        holders.push_back({rank, each.rows});
       group.push_back(std::move(each));
     }
-    Block block{first, rows, {}, all_gather_rows(holders, rows, self_, width * sizeof(float))};
+    Block block{first, rows, {}, {}};
+    if (!in_one_turn) block.gather = all_gather_rows(holders, rows, self_, width * sizeof(float));
     block.reduce = must(OrderedReduceScatter::create(slices, group, self_, width));
     return block;
   }
@@ -129,9 +136,11 @@ private:
   void send_parts(std::uint32_t step, std::size_t index, std::span<const float> in) {
     const auto& block = blocks_[index];
     const auto bytes = std::as_bytes(in.subspan(offset(block), block.rows * width));
-    for (const auto& send : block.reduce->sends())
+    for (const auto& send : block.reduce->sends()) {
+      ++lent_;
       must(exchange_.send(key(step, index, false, self_, send.target), DType::f32, {send.rows.count(), width},
-                          Shard(bytes.subspan(send.offset, send.bytes), {})));
+                          Shard(bytes.subspan(send.offset, send.bytes), [this] { --lent_; })));
+    }
   }
   void reduce(std::uint32_t step, std::size_t index, std::span<const float> in, std::span<float> out) {
     const auto& block = blocks_[index];
@@ -143,6 +152,7 @@ private:
     const auto result = out.subspan(offset(block) + rows.begin * width, rows.count() * width);
     must(block.reduce->combine(std::vector<std::span<const float>>{own}, received, result));
     received.clear();
+    if (block.gather.sends.empty()) return;
     auto& borrowed = borrowed_[static_cast<std::size_t>(buffer_)];
     ++borrowed;
     const Shard shard(std::as_bytes(result), [&borrowed] { --borrowed; });
@@ -161,6 +171,7 @@ private:
   const SteadyClock clock_;
   std::vector<Block> blocks_;
   std::array<std::atomic<int>, 2> borrowed_{};
+  std::atomic<int> lent_{0};
   int buffer_ = 0;
 };
 
@@ -229,7 +240,7 @@ void run_rank(const Arguments& arguments) {
     const auto each = microseconds_since(begin, clock) / static_cast<double>(iterations);
     if (self == 0) std::printf("%llu %.2f\n", static_cast<unsigned long long>(bytes), each);
     std::fflush(stdout);
-    while (!all_reduce.idle(0) || !all_reduce.idle(1)) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    while (!all_reduce.all_idle()) std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
   const auto statistics = transport->statistics();
   if (self == 0 && arguments.contains("verbose"))

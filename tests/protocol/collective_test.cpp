@@ -216,6 +216,39 @@ TEST_CASE("ordered reduce-scatter: adding within nodes first gives the same bits
   }
 }
 
+TEST_CASE("ordered reduce-scatter: in one turn everybody has the bits of one card", "[protocol][collective]") {
+  const std::uint32_t slices = 8;
+  const std::uint64_t rows = 5, width = 3;
+  const auto all = partials(slices, rows * width, 44);
+  const std::vector<std::vector<std::uint32_t>> owned{{0, 1, 2}, {3, 4}, {5, 6, 7}};
+  std::vector<ReduceRank> group;
+  for (EndpointId r = 0; r < 3; ++r) group.push_back({r, owned[r], {0, rows}});
+  std::vector<std::vector<std::vector<float>>> pieces(3);
+  Wire wire;
+  for (EndpointId r = 0; r < 3; ++r) {
+    const auto reduce = OrderedReduceScatter::create(slices, group, r, width).value();
+    for (const auto piece : reduce.pieces()) {
+      std::vector<Summand> leaves;
+      for (auto each = piece.begin; each < piece.end; ++each) leaves.push_back({{each, each + 1}, {bytes_of(all[each])}});
+      pieces[r].emplace_back(rows * width);
+      REQUIRE(tree_sum(piece, leaves, pieces[r].back()).ok());
+    }
+    for (const auto& send : reduce.sends())
+      wire.emplace(std::tuple(r, send.target, send.part), message_of(bytes_of(pieces[r][send.piece]).subspan(send.offset, send.bytes), 16));
+  }
+  for (EndpointId r = 0; r < 3; ++r) {
+    const auto reduce = OrderedReduceScatter::create(slices, group, r, width).value();
+    std::vector<Message> received;
+    for (const auto& each : reduce.receives()) received.push_back(std::move(wire.at({each.source, r, each.part})));
+    std::vector<float> out(rows * width);
+    REQUIRE(reduce.combine(std::vector<std::span<const float>>(pieces[r].begin(), pieces[r].end()), received, out).ok());
+    for (std::size_t i = 0; i < out.size(); ++i)
+      CHECK(std::bit_cast<std::uint32_t>(out[i]) == std::bit_cast<std::uint32_t>(plain_sum({0, slices}, all, i)));
+  }
+  CHECK(OrderedReduceScatter::in_one_turn(4096, 4));
+  CHECK_FALSE(OrderedReduceScatter::in_one_turn(1 << 20, 4));
+}
+
 TEST_CASE("ordered reduce-scatter: with n cards per node an n-th of the bytes travels between nodes", "[protocol][collective]") {
   const std::uint64_t rows = 64, width = 256;
   const auto between_nodes = [&](std::uint32_t nodes, std::uint32_t cards, bool relayed) {
