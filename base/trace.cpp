@@ -18,6 +18,7 @@ namespace orrery::trace {
 namespace {
 
 constexpr std::size_t block_events = 512;
+constexpr std::size_t spare_blocks_max = 64;  // 3 MiB, while something is recorded.
 constexpr std::size_t tracks_max = 4096, texts_max = 4096, text_bytes_max = 1000;
 constexpr std::string_view fallback_track = "data plane";
 
@@ -50,6 +51,21 @@ struct Recorder {
   std::atomic<std::uint64_t> bytes{0}, bytes_max{0}, dropped{0};
   std::atomic<std::int64_t> lease_end{0};
   std::atomic<std::uint32_t> next_span{1};
+  std::mutex spare_mutex;
+  std::vector<std::unique_ptr<Block>> spare;  // Used before. Guarded by spare_mutex.
+
+  std::unique_ptr<Block> new_block() {
+    {
+      const std::lock_guard lock(spare_mutex);
+      if (!spare.empty()) {
+        auto block = std::move(spare.back());
+        spare.pop_back();
+        block->count = 0;
+        return block;
+      }
+    }
+    return std::unique_ptr<Block>(new Block);  // Not value-initialised.
+  }
 };
 
 /// Never destroyed: threads may outlive static objects.
@@ -93,7 +109,7 @@ void push(const Event& event) {
       ++all.dropped;
       return;
     }
-    buffer.blocks.push_back(std::unique_ptr<Block>(new Block));  // Not value-initialised.
+    buffer.blocks.push_back(all.new_block());
   }
   auto& block = *buffer.blocks.back();
   block.events[block.count++] = event;
@@ -261,6 +277,8 @@ void stop() {
     all.texts.clear();
   }
   for (const auto& buffer : buffers) free_blocks(*buffer);
+  const std::lock_guard lock(all.spare_mutex);
+  all.spare.clear();
 }
 
 Batch take(std::size_t events_max) {
@@ -283,15 +301,20 @@ Batch take(std::size_t events_max) {
   all.bytes -= blocks.size() * sizeof(Block);
   batch.dropped = all.dropped;
   batch.events.reserve(count);
-  std::vector<bool> tracks(all.tracks.size()), texts(all.texts.size() + 1);
+  std::vector<char> tracks(all.tracks.size()), texts(all.texts.size() + 1);
   for (const auto& block : blocks)
-    for (std::size_t i = 0; i < block->count; ++i) {
-      auto event = block->events[i];
-      tracks[event.track] = true;
-      if (event.text >= texts.size()) event.text = 0;  // Of a recording before this one.
-      texts[event.text] = true;
-      batch.events.push_back(event);
-    }
+    batch.events.insert(batch.events.end(), block->events.begin(), block->events.begin() + static_cast<std::ptrdiff_t>(block->count));
+  for (auto& event : batch.events) {
+    tracks[event.track] = 1;
+    if (event.text >= texts.size()) event.text = 0;  // Of a recording before this one.
+    texts[event.text] = 1;
+  }
+  // The next blocks need no new pages.
+  {
+    const std::lock_guard spare(all.spare_mutex);
+    for (auto& block : blocks)
+      if (all.spare.size() < spare_blocks_max) all.spare.push_back(std::move(block));
+  }
   for (std::size_t id = 0; id < tracks.size(); ++id)
     if (tracks[id]) batch.tracks.emplace_back(static_cast<Track>(id), all.tracks[id]);
   for (std::size_t id = 1; id < texts.size(); ++id)
