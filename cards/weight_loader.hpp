@@ -2,7 +2,7 @@
 //
 //   memory-mapped tensor ──rows, columns──▶ converted to the compute dtype ──packed──▶ card memory
 //
-// Rows pass through in blocks of 256 and their source pages are released behind, so resident memory grows by the
+// Rows pass through in blocks of 64 and their source pages are released behind, so resident memory grows by the
 // packed weights only, however large the file is.
 
 #pragma once

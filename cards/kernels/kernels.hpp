@@ -12,19 +12,19 @@
 
 #pragma once
 
-#include <optional>
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "base/row_split.hpp"
 #include "base/result.hpp"
+#include "base/row_split.hpp"
 #include "base/tensor.hpp"
 #include "cards/program.hpp"
 
@@ -43,6 +43,12 @@ public:
   /// Everything taken since `mark()` is free again.
   std::size_t mark() const { return used_; }
   void release(std::size_t mark) { used_ = mark; }
+  /// What is kept, in use or not.
+  std::uint64_t bytes() const {
+    std::uint64_t sum = 0;
+    for (const auto& buffer : buffers_) sum += buffer.size() * sizeof(Line);
+    return sum;
+  }
 
 private:
   struct alignas(64) Line {
@@ -63,6 +69,8 @@ public:
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   std::uint32_t thread_count() const;
+  /// Working memory that all threads keep. Not while a parallel_for runs.
+  std::uint64_t scratch_bytes() const;
   /// Calls `tile(i, scratch)` once for each i < count, on any thread in any order; returns when all are done.
   void parallel_for(std::uint64_t count, const std::function<void(std::uint64_t, Scratch&)>& tile);
 

@@ -84,6 +84,7 @@ ORRERY_INLINE V load_part(const T* from, u64 count) {
 }
 template <class T>
 ORRERY_INLINE void store_part(T* to, V value, u64 count) {
+  if (count == lanes) return store(to, value);
   T buffer[lanes];
   store(buffer, value);
   for (u64 i = 0; i < count; ++i) to[i] = buffer[i];

@@ -73,6 +73,12 @@ ThreadPool::~ThreadPool() {
 
 std::uint32_t ThreadPool::thread_count() const { return static_cast<std::uint32_t>(state_->scratch.size()); }
 
+std::uint64_t ThreadPool::scratch_bytes() const {
+  std::uint64_t sum = 0;
+  for (const auto& scratch : state_->scratch) sum += scratch.bytes();
+  return sum;
+}
+
 void ThreadPool::parallel_for(std::uint64_t count, const std::function<void(std::uint64_t, Scratch&)>& tile) {
   omp_set_num_threads(1);  // For the calling thread; the setting is per thread.
   auto& state = *state_;

@@ -8,7 +8,8 @@
 //   bench_kernels [--threads 1,2] [--types f32,bf16,int8] [--repetitions 5] [--only TEXT] [--clock wall|cpu]
 //                 cpu: processor time, for a machine that others use, too; says nothing about idle threads
 //   bench_kernels --turns TYPE --threads N    one denoiser forward and one bound for each line of standard input; prints
-//                                             "seconds GFLOP bound_GFLOP/s" (for tests/bench/denoiser_peers)
+//                                             "seconds processor_seconds/N GFLOP bound_GFLOP/s bound_by_processor_time"
+//                                             (for tests/bench/denoiser_peers)
 
 #include <algorithm>
 #include <cstdio>
@@ -265,14 +266,12 @@ public:
     const PooledWeights weights(*set_->weights);
     must(card_->load_weights(set_->weights, weights, [](std::uint64_t) { return true; }));
     lane_ = must(card_->open_lane(set_));
-    for (const auto& [name, slot] : set_->inputs) {
-      const auto memory = card_->memory(lane_, slot);
-      if (set_->slots[slot].dtype != DType::f32) continue;  // Ids stay zero.
-      const auto values = filled(DType::f32, {memory.size() / sizeof(float)});
-      std::memcpy(memory.data(), values.data(), memory.size());
-    }
+    for (const auto& [name, slot] : set_->inputs)
+      inputs_[slot] = set_->slots[slot].dtype == DType::f32 ? filled(DType::f32, set_->slots[slot].shape) : Tensor(DType::i32, set_->slots[slot].shape);
   }
   void run() {
+    // A program may use the memory of its inputs for something else once it has read them.
+    for (const auto& [slot, values] : inputs_) std::memcpy(card_->memory(lane_, slot).data(), values.data(), values.bytes());
     Scalars scalars{};
     scalars[static_cast<std::size_t>(Scalar::timestep)] = 0.4;
     scalars[static_cast<std::size_t>(Scalar::c_in)] = 1;
@@ -298,6 +297,7 @@ private:
   std::shared_ptr<const ProgramSet> set_;
   std::unique_ptr<Card> card_;
   LaneId lane_ = 0;
+  std::map<SlotId, Tensor> inputs_;
   std::map<std::string, double> by_op_;
 };
 
@@ -358,7 +358,8 @@ struct Type {
   Compute compute;
   DType activations, weights;
 };
-constexpr Type types[] = {{"f32", Compute::f32, DType::f32, DType::f32}, {"bf16", Compute::bf16, DType::bf16, DType::bf16}};
+constexpr Type types[] = {{"f32", Compute::f32, DType::f32, DType::f32}, {"bf16", Compute::bf16, DType::bf16, DType::bf16},
+                          {"int8", Compute::bf16_int8, DType::bf16, DType::i8}};
 
 const Type& type_named(const std::string& name) {
   for (const auto& type : types)
@@ -455,9 +456,21 @@ int take_turns(const Type& type, std::uint32_t threads) {
   component.run();
   std::string line;
   while (std::getline(std::cin, line)) {
-    const auto limit = bound.operations() / seconds_of([&] { bound.run(); });
-    const auto seconds = seconds_of([&] { component.run(); });
-    std::printf("%.6f %.3f %.1f\n", seconds, workload.operations / 1e9, limit / 1e9);
+    // On the wall's clock and in processor time, with one measurement of each.
+    const auto both = [&](const std::function<void()>& work) {
+      threads_counted = threads;
+      const auto processor = now();
+      threads_counted = 0;
+      const auto wall = seconds_of(work);
+      threads_counted = threads;
+      const auto used = now() - processor;
+      threads_counted = 0;
+      return std::pair(wall, used);
+    };
+    const auto [limit_wall, limit_used] = both([&] { bound.run(); });
+    const auto [wall, used] = both([&] { component.run(); });
+    std::printf("%.6f %.6f %.3f %.1f %.1f\n", wall, used, workload.operations / 1e9, bound.operations() / limit_wall / 1e9,
+                bound.operations() / limit_used / 1e9);
     std::fflush(stdout);
   }
   return 0;
@@ -473,10 +486,10 @@ std::vector<std::string> list_of(const std::string& text) {
 }  // namespace
 
 int main(int count, char** words) {
-  std::map<std::string, std::string> options = {{"--threads", "1,2"}, {"--types", "f32,bf16"}, {"--repetitions", "5"}, {"--only", ""}, {"--turns", ""}, {"--clock", "wall"}};
+  std::map<std::string, std::string> options = {{"--threads", "1,2"}, {"--types", "f32,bf16,int8"}, {"--repetitions", "5"}, {"--only", ""}, {"--turns", ""}, {"--clock", "wall"}};
   for (int i = 1; i < count; i += 2) {
     if (!options.contains(words[i]) || i + 1 == count) {
-      std::fprintf(stderr, "usage: bench_kernels [--threads 1,2] [--types f32,bf16] [--repetitions 5] [--only TEXT] [--clock wall|cpu] [--turns TYPE]\n");
+      std::fprintf(stderr, "usage: bench_kernels [--threads 1,2] [--types f32,bf16,int8] [--repetitions 5] [--only TEXT] [--clock wall|cpu] [--turns TYPE]\n");
       return 2;
     }
     options[words[i]] = words[i + 1];

@@ -5,6 +5,7 @@
 // is off, and values are averages: 1e-5 of the largest value covers the sizes here. In bf16 the softmax's weights may be
 // rounded, each by 2^-9 relative, which moves an average of values by at most 2^-9 of the largest; outputs add 2^-8.
 
+#include "cards/kernels/kernels.hpp"
 #include "tests/support/one_op.hpp"
 
 using namespace orrery;
@@ -155,6 +156,28 @@ TEST_CASE("attention: bits depend on no other query, head, slice or thread", "[c
   CHECK(part_of(0, 3, 0, 700, 32, 64));   // One head.
   CHECK(part_of(0, 3, 0, 1, 0, 64));      // One query.
   CHECK(part_of(0, 3, 101, 333, 0, 64));  // Queries at other places of their tiles.
+}
+
+TEST_CASE("attention: working memory does not grow with queries and keys", "[cards][attention]") {
+  // 14,080 tokens are a video of 121 frames at 704 x 1280, 56,320 four times that; a matrix of scores would take 12 GB.
+  const auto dtype = GENERATE(DType::f32, DType::bf16);
+  const std::uint64_t head_dim = 128;
+  Command command;
+  command.op = Op::attention;
+  command.attrs = {{Attr::head_dim, static_cast<double>(head_dim)}, {Attr::scale, 0.1}};
+  const auto scratch_of = [&](std::uint64_t queries, std::uint64_t keys) {
+    Tensor q(dtype, {1, queries, head_dim}), k(dtype, {1, keys, head_dim}), v(dtype, {1, keys, head_dim}), o(dtype, {1, queries, head_dim});
+    const Operand inputs[] = {{q.data(), dtype, &q.shape()}, {k.data(), dtype, &k.shape()}, {v.data(), dtype, &v.shape()}};
+    const Operand outputs[] = {{o.data(), dtype, &o.shape()}};
+    ThreadPool pool(2);
+    const Scalars scalars{};
+    REQUIRE(kernel_of(Op::attention)({command, inputs, outputs, {}, scalars, pool}).ok());
+    return pool.scratch_bytes();
+  };
+  const auto least = scratch_of(1, 128);
+  CHECK(scratch_of(1, 14'080) == least);
+  CHECK(scratch_of(1, 56'320) == least);
+  for (const std::uint64_t queries : {14'080, 56'320}) CHECK(scratch_of(queries, 128) <= 2 * (std::uint64_t{1} << 20));  // 1 MiB a thread.
 }
 
 TEST_CASE("head_norm_rope: normalises each head and rotates its halves", "[cards][attention]") {
