@@ -76,6 +76,7 @@ void StageState::begin_next() {
   done_.prompt_rows = work_->order.prompt_rows;
   done_.negative_rows = work_->order.negative_rows;
   times_ = round_times_ = {};
+  card_seconds_.clear();
   report(EventKind::stage_started, 0, 0, 0);
   if (!lost_.empty()) return fail(Error{ErrorCode::peer_lost, "a card of the " + std::string(topology::name_of(setup_.kind)) + " was lost"});
   switch (setup_.kind) {
@@ -95,6 +96,7 @@ void StageState::finish() {
   details["seconds"] = done_.seconds;
   if (!setup_.cards.empty()) {
     details["compute_seconds"] = times_.compute_seconds;
+    for (const auto& [card, seconds] : card_seconds_) details["card_compute_seconds"][setup_.plan.card_name(card)] = seconds;
     details["exchange_seconds"] = times_.exchange_seconds;
     details["hidden_exchange_seconds"] = times_.hidden_exchange_seconds;
     details["stall_seconds"] = times_.stall_seconds;
@@ -240,6 +242,7 @@ void StageState::answered(caf::actor_id card, const CardDone& done) {
   combine(round_times_, done, [](auto& most, auto one) { most = std::max(most, one); });
   const auto number = number_of(card);
   round_seconds_[number] = done.compute_seconds;
+  card_seconds_[number] += done.compute_seconds;
   if (!done.failure.ok() && work_->failure.ok()) {
     if (!done.suspects.empty()) {
       reports_.push_back({number, done.failure, done.suspects});

@@ -123,6 +123,7 @@ private:
   Time asked_at_{};
   std::map<std::string, Duration> measured_;                // By what was asked: the longest of the last rounds.
   std::map<std::uint32_t, double> round_seconds_;           // Compute time of the round, by card.
+  std::map<std::uint32_t, double> card_seconds_;            // Compute time of the request at hand, by card.
   std::map<std::uint32_t, std::uint32_t> slow_steps_;       // In a row, by card.
   Next next_;                               // When none is outstanding.
   bool lanes_open_ = false;
