@@ -17,6 +17,7 @@
 #include "launch/bench_links.hpp"
 #include "launch/config_files.hpp"
 #include "launch/paths.hpp"
+#include "launch/trace_option.hpp"
 #include "launch/verb.hpp"
 
 namespace orrery::launch {
@@ -36,7 +37,7 @@ Result<int> conclude(const ExperimentEnd& end, const std::string& folder, Output
 
 struct ExperimentArguments {
   ConfigArguments config;
-  std::string experiment, dir;
+  std::string experiment, dir, trace;
   OutputFormat format = OutputFormat::table;
 };
 
@@ -55,6 +56,7 @@ Result<int> run_file(const ExperimentArguments& arguments, const VerbContext& co
   if (found == all.end()) return Error{ErrorCode::usage, "there is no Experiment '" + shown(arguments.experiment) + "'", suggestion(arguments.experiment, names)};
   ExperimentOptions options;
   options.spec = found->second;
+  options.trace = arguments.trace;
   ORRERY_TRY(config, BenchConfig::create(set, options.spec.deployment, shipped_configs()));
   ORRERY_TRY(folder, BenchFolder::create(arguments.dir.empty() ? options.spec.report.dir : arguments.dir, options.spec.name));
   ORRERY_TRY(end, run_experiment(options, config, folder, context, signals));
@@ -65,7 +67,7 @@ Result<int> run_file(const ExperimentArguments& arguments, const VerbContext& co
 
 struct EndToEndArguments {
   ConfigArguments config;
-  std::string deployment, model, dtype, prompt = "a red ball rolls over green grass", size, dir = "runs/e2e/{timestamp}", video = "y4m";
+  std::string deployment, model, dtype, prompt = "a red ball rolls over green grass", size, dir = "runs/e2e/{timestamp}", video = "y4m", trace;
   std::optional<std::uint32_t> frames, steps;
   std::optional<double> guidance;
   std::uint64_t seed = 42;
@@ -116,6 +118,7 @@ Result<int> run_end_to_end(const EndToEndArguments& given, const VerbContext& co
   }
   spec.repeat.warmup = arguments.warmup;
   spec.repeat.min_runs = spec.repeat.max_runs = arguments.runs;
+  options.trace = arguments.trace;
   options.video_ending = arguments.video == "none" ? "" : "." + arguments.video;
   auto& files = arguments.config.files;
   const bool is_file = arguments.model.ends_with(".yaml") || arguments.model.ends_with(".yml");
@@ -303,6 +306,7 @@ void add_end_to_end(CLI::App& verb, VerbContext& context) {
   one->add_option("--runs", a.runs, "Runs that are")->type_name("N")->check(CLI::Range(1U, 1000U))->capture_default_str();
   one->add_option("--video", a.video, "What frames are encoded to, for the time to the video")->check(CLI::IsMember({"mp4", "y4m", "none"}))->capture_default_str();
   one->add_option("--dir", a.dir, "Folder of the run's files")->type_name("FOLDER")->capture_default_str();
+  add_trace_option(*one, a.trace);
   add_output_option(*one, a.format, {OutputFormat::table, OutputFormat::json});
   one->callback([arguments, &context] { context.run = [arguments, &context] { return run_end_to_end(*arguments, context); }; });
   set_examples(*one, {"orrery bench e2e", "orrery bench e2e -f configs/deployments/tensor.yaml --steps 8 --runs 9"});
@@ -329,6 +333,7 @@ void add_bench(CLI::App& app, VerbContext& context) {
   add_config_options(*verb, arguments->config, false);
   verb->add_option("--experiment", arguments->experiment, "Which one, when the files hold several")->type_name("NAME");
   verb->add_option("--dir", arguments->dir, "Folder of the run's files; default: report.dir of the experiment")->type_name("FOLDER");
+  add_trace_option(*verb, arguments->trace);
   add_output_option(*verb, arguments->format, {OutputFormat::table, OutputFormat::json});
   verb->callback([verb, arguments, &context] {
     if (verb->get_subcommands().empty()) context.run = [arguments, &context] { return run_file(*arguments, context); };

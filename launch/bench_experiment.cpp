@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,7 @@
 #include "launch/config_files.hpp"
 #include "launch/local_cluster.hpp"
 #include "launch/progress.hpp"
+#include "launch/trace_option.hpp"
 #include "launch/video_sink.hpp"
 #include "topology/planner.hpp"
 
@@ -249,6 +251,7 @@ public:
     return seen;
   }
 
+  actors::Client& client() { return *clients_.front(); }
   const PlannedCluster& planned() const { return planned_; }
   const PointWork& work() const { return work_; }
 
@@ -326,6 +329,7 @@ public:
     result_.metric = std::string(name_of(spec_.scaling ? spec_.scaling->metric : topology::ExperimentTime::frames));
     result_.environment = machine_facts();
     const bool measures = spec_.clock == ExperimentClock::wall;
+    if (!measures && !options_.trace.empty()) warn(context_, "--trace has no effect: with clock `model` nothing runs");
     if (measures) {
       for (auto& doubt : doubts_about_machine()) doubts(std::move(doubt));
       if (spec_.repeat.min_runs < 5)
@@ -425,6 +429,7 @@ private:
   }
 
   Status measure() {
+    ORRERY_TRY_DONE(open_traces());
     std::uint64_t memory = 0;
     std::size_t count = 0;
     for (const auto& run : runs_)
@@ -457,6 +462,36 @@ private:
       }
       if (round >= repeat.min_runs && sure_enough()) break;
     }
+    for (auto& [index, trace] : traces_) ORRERY_TRY_DONE(traced(index, trace));
+    return Done{};
+  }
+
+  /// What cannot be written is told before anything is measured.
+  Status open_traces() {
+    if (options_.trace.empty()) return Done{};
+    const auto count = std::count_if(runs_.begin(), runs_.end(), [](const auto& run) { return run != nullptr; });
+    for (std::size_t i = 0; i < runs_.size(); ++i) {
+      if (!runs_[i]) continue;
+      std::filesystem::path path(options_.trace);
+      if (count > 1) path.replace_filename(path.stem().string() + "-" + std::to_string(i) + path.extension().string());
+      ORRERY_TRY(trace, TraceSession::open(path.string()));
+      traces_.emplace_back(i, std::move(trace));
+    }
+    return Done{};
+  }
+
+  /// One more run, for its trace: not counted, as recording costs a little; its frames are compared all the same.
+  Status traced(std::size_t index, TraceSession& trace) {
+    if (!keep_up_) {
+      ORRERY_TRY_DONE(up(index));
+      for (std::uint32_t warm = 0; warm < spec_.repeat.warmup; ++warm) ORRERY_TRY_DONE(once(index, 0, 1, 1));
+    }
+    trace.follow(runs_[index]->client());
+    auto done = once(index, 0, 1, 1);
+    progress_.finish();
+    auto written = trace.finish(context_, done.ok() ? Result<int>(0) : Result<int>(done.error()));
+    if (!keep_up_) runs_[index]->bring_down();
+    if (!written.ok()) return written.error();
     return Done{};
   }
 
@@ -542,7 +577,8 @@ private:
       times.exchange += number_in(denoiser, "exchange_seconds");
       times.hidden += number_in(denoiser, "hidden_exchange_seconds");
       times.stall += number_in(denoiser, "stall_seconds");
-      for (const auto& [card, seconds] : denoiser.value("card_compute_seconds", Json::object()).items())
+      const auto by_card = denoiser.value("card_compute_seconds", Json::object());
+      for (const auto& [card, seconds] : by_card.items())
         if (seconds.is_number()) busy[card] += seconds.get<double>();
     }
     if (!steps.empty()) sample("step_seconds", quantile_of(steps, 0.5));
@@ -588,6 +624,7 @@ private:
   std::map<std::ptrdiff_t, std::map<std::string, std::vector<double>>> extras_;  // By row, by name: of every run.
   PrivateFolder scratch_;
   std::vector<std::unique_ptr<PointRun>> runs_;  // By row; null when it has no plan.
+  std::vector<std::pair<std::size_t, TraceSession>> traces_;  // By row. End before the clusters do.
   bool keep_up_ = false;
 };
 

@@ -25,6 +25,9 @@ namespace orrery::launch {
 struct ExperimentOptions {
   topology::ExperimentSpec spec;
   std::string video_ending;  // ".y4m", ".mp4": videos are encoded too, and their time measured; empty: frames are digested only.
+  /// At the end each configuration runs once more, not counted, for a trace (trace_option.hpp): FILE, or of several
+  /// configurations FILE-NUMBER with FILE's ending. Empty: no traces.
+  std::string trace;
 };
 
 struct ExperimentEnd {
