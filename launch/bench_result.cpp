@@ -511,14 +511,22 @@ std::vector<std::pair<std::string, std::string>> BenchResult::plots() const {
     speedup.ideal.push_back({size, size / scaling->baseline, {}, true});
     efficiency.ideal.push_back({size, 1, {}, true});
   }
-  speedup.series = series_of([](const BenchRow& row) -> std::optional<PlotPoint> {
+  // Lines begin at the baseline that they are compared with, also where it is another line's.
+  const auto from_baseline = [&](std::vector<PlotSeries> lines) {
+    std::erase_if(lines, [&](const PlotSeries& one) { return lines.size() > 1 && one.points.size() == 1 && one.points.front().x == scaling->baseline; });
+    for (auto& line : lines)
+      if (std::none_of(line.points.begin(), line.points.end(), [&](const PlotPoint& one) { return one.x == scaling->baseline; }))
+        line.points.insert(line.points.begin(), PlotPoint{static_cast<double>(scaling->baseline), 1, {}, line.points.front().measured});
+    return lines;
+  };
+  speedup.series = from_baseline(series_of([](const BenchRow& row) -> std::optional<PlotPoint> {
     if (!row.speedup) return std::nullopt;
     return PlotPoint{row.size, row.speedup->ratio, row.clock == "wall" ? std::optional(row.speedup->ci95) : std::nullopt, true};
-  });
-  efficiency.series = series_of([](const BenchRow& row) -> std::optional<PlotPoint> {
+  }));
+  efficiency.series = from_baseline(series_of([](const BenchRow& row) -> std::optional<PlotPoint> {
     if (!row.efficiency) return std::nullopt;
     return PlotPoint{row.size, *row.efficiency, row.clock == "wall" ? std::optional(row.efficiency_ci95) : std::nullopt, true};
-  });
+  }));
   Plot time{title, scaling->over, metric + " [s]", true, {}, {}};
   time.series = series_of([&](const BenchRow& row) -> std::optional<PlotPoint> {
     const auto* own = find(row, metric);
