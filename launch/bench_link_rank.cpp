@@ -138,7 +138,9 @@ private:
 
     if (op == LinkOp::all_reduce || op == LinkOp::reduce_scatter) {
       std::vector<protocol::ReduceRank> group;
-      for (std::uint32_t rank = 0; rank < ranks_; ++rank) group.push_back({rank, {rank}, rows_of(rank)});
+      in_one_turn_ = op == LinkOp::all_reduce && protocol::OrderedReduceScatter::in_one_turn(bytes, ranks_);
+      for (std::uint32_t rank = 0; rank < ranks_; ++rank)
+        group.push_back({rank, {rank}, in_one_turn_ ? RowRange{0, rows_} : rows_of(rank)});
       ORRERY_TRY(made, protocol::OrderedReduceScatter::create(ranks_, std::move(group), self_, row_bytes / sizeof(float)));
       reduce_ = std::make_unique<protocol::OrderedReduceScatter>(std::move(made));
     }
@@ -178,7 +180,7 @@ private:
     ORRERY_TRY_DONE(output.wait());
     if (!reduce_) return transfer(input_, output, move_op);
     ORRERY_TRY_DONE(reduce(output));
-    return op == LinkOp::all_reduce ? gather(output) : Status(Done{});
+    return op == LinkOp::all_reduce && !in_one_turn_ ? gather(output) : Status(Done{});
   }
 
   Status reduce(LentBuffer& output) {
@@ -257,6 +259,7 @@ private:
   protocol::Exchange& exchange_;
   std::uint32_t turn_ = 0;
   std::uint64_t rows_ = 0;
+  bool in_one_turn_ = false;  // A short all-reduce: nothing is left to gather.
   LentBuffer input_;
   std::vector<LentBuffer> outputs_{2};
   LentBuffer* last_ = nullptr;
