@@ -570,7 +570,12 @@ private:
     std::map<std::string, double> stages;
     std::map<std::string, double> busy;  // By card.
     for (const auto& request : seen.requests) {
-      steps.insert(steps.end(), request.steps.begin(), request.steps.end());
+      // Some schedules have steps without any work; they are no steps to anybody who waits for one.
+      auto computed = request.steps;
+      std::sort(computed.rbegin(), computed.rend());
+      const auto count = request.account.value(Json::json_pointer("/stages/denoiser/steps_computed"), computed.size());
+      computed.resize(std::min(computed.size(), count));
+      steps.insert(steps.end(), computed.begin(), computed.end());
       for (const auto& [stage, seconds] : request.stage_seconds) stages[stage] = std::max(stages[stage], seconds);
       const auto denoiser = request.account.value(Json::json_pointer("/stages/denoiser"), Json::object());
       times.compute += number_in(denoiser, "compute_seconds");

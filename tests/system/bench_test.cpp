@@ -105,7 +105,7 @@ TEST_CASE("bench: an experiment leaves rows, plots and the same bytes from one c
     CHECK(row["warmup_runs"] == 1);
     CHECK(row["samples"]["frames_seconds"].size() == 2);
     CHECK(row["samples"]["latents_seconds"].size() == 2);
-    CHECK(row["step_samples"].size() == 4);
+    CHECK(row["step_samples"].size() == 2);  // The schedule's last step has no work.
     CHECK(row["peak_card_bytes"].get<std::uint64_t>() > 0);
     CHECK(row["speedup"].get<double>() > 0);
   }
