@@ -24,6 +24,7 @@ namespace {
 
 constexpr Duration answer_timeout = std::chrono::seconds(5);
 constexpr Duration rest_timeout = std::chrono::seconds(30);  // Of a request that is completed: for its last frames.
+constexpr int fetched_tries_max = 3;
 
 /// What has come and was not looked at yet.
 struct ClientBoard {
@@ -408,8 +409,13 @@ Result<std::string> Client::generate(const std::string& id, const RequestSpec& a
   Fetched fetched;
   fetched.request = request;
   fetched.digest = fetch.digest();
-  auto written = state_->ask<Cancelled>(fetched, "reporting the end of the request", std::chrono::seconds(5));
-  if (written.ok() && static_cast<ErrorCode>(written.value().failure.code) == ErrorCode::digest_mismatch) return written.value().failure.error();
+  // A disk that is full may have room again soon. What is never written down can be fetched until it expires.
+  for (int tries = 0; tries < fetched_tries_max; ++tries) {
+    if (tries > 0) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    auto written = state_->ask<Cancelled>(fetched, "reporting the end of the request", std::chrono::seconds(5));
+    if (!written.ok() || written.value().failure.ok()) break;
+    if (static_cast<ErrorCode>(written.value().failure.code) == ErrorCode::digest_mismatch) return written.value().failure.error();
+  }
   return last->details;
 }
 

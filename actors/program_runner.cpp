@@ -71,6 +71,8 @@ namespace {
 constexpr int deadline_factor = 20;
 constexpr Duration deadline_min = std::chrono::seconds(3);
 
+constexpr std::uint32_t no_command = UINT32_MAX;
+
 // A part of a chain: two tiles of the cpu card.
 constexpr std::uint64_t rows_min = 128;
 
@@ -121,11 +123,24 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
     mark = now;
   };
   std::vector<Begun> exchanges;  // In the programs' order.
-  const auto end_of = [&](std::vector<Begun>::iterator each) -> Status {
-    const auto waited_from = clock_.now();
-    ORRERY_TRY(arrived, end_exchange(program, each->command, step));
-    times.hidden_exchange += std::max<Duration>(Duration::zero(), std::min(arrived, waited_from) - each->at);
-    exchanges.erase(each);
+  // In the order in which they were begun: who blocks has taken all that was sent to it before.
+  const auto end_through = [&](std::uint32_t last) -> Status {
+    while (!exchanges.empty()) {
+      const auto first = exchanges.front();
+      const auto waited_from = clock_.now();
+      ORRERY_TRY(arrived, end_exchange(program, first.command, step));
+      times.hidden_exchange += std::max<Duration>(Duration::zero(), std::min(arrived, waited_from) - first.at);
+      exchanges.erase(exchanges.begin());
+      if (first.command == last) break;
+    }
+    return Done{};
+  };
+  const auto reclaim = [&](const std::vector<cards::SlotId>& slots) -> Status {
+    for (const auto slot : slots) {
+      // What was lent comes back when the others have taken it, and they may be waiting for us to do the same.
+      if (is_lent(slot)) ORRERY_TRY_DONE(end_through(no_command));
+      ORRERY_TRY_DONE(wait_until_unlent(slot));
+    }
     return Done{};
   };
   const auto waits_for = [&](const cards::Command& command) {
@@ -138,16 +153,19 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
   for (std::uint32_t at = 0; at < commands.size();) {
     if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
     reach(FaultEvent::command, program, step, commands[at].label);
-    if (const auto chain = chain_at(program, at, exchanges)) {
-      for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
+    // A chain keeps its gather open, so it cannot wait for what is lent.
+    const bool reusing = std::any_of(commands[at].reuses.begin(), commands[at].reuses.end(), [&](cards::SlotId slot) { return is_lent(slot); });
+    if (const auto chain = reusing ? std::nullopt : chain_at(program, at, exchanges)) {
+      const auto gather = std::find_if(exchanges.begin(), exchanges.end(), [&](const Begun& each) { return each.command == chain->gather; });
+      if (chain->gather && gather != exchanges.begin()) ORRERY_TRY_DONE(end_through(std::prev(gather)->command));
       lap(times.exchange);
       ORRERY_TRY_DONE(run_chain(program, *chain, step, scalars, times, exchanges));
       mark = clock_.now();
       at = chain->end + (chain->reduces ? 1 : 0);
       continue;
     }
-    for (auto each = waits_for(commands[at]); each != exchanges.end(); each = waits_for(commands[at])) ORRERY_TRY_DONE(end_of(each));
-    for (const auto slot : commands[at].reuses) ORRERY_TRY_DONE(wait_until_unlent(slot));
+    for (auto each = waits_for(commands[at]); each != exchanges.end(); each = waits_for(commands[at])) ORRERY_TRY_DONE(end_through(each->command));
+    ORRERY_TRY_DONE(reclaim(commands[at].reuses));
     if (commands[at].queue == cards::Queue::exchange) {
       ORRERY_TRY_DONE(begin_exchange(program, at, step));
       exchanges.push_back({at, clock_.now()});
@@ -166,7 +184,7 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
     at = end;
     lap(times.compute);
   }
-  while (!exchanges.empty()) ORRERY_TRY_DONE(end_of(exchanges.begin()));
+  ORRERY_TRY_DONE(end_through(no_command));
   lap(times.exchange);
   times.stall = card_.stalled(lane_) - stalled_before;
   times.copied_bytes = card_.use().stream.copied_bytes - copied_before;
@@ -482,6 +500,11 @@ Status ProgramRunner::send_region(cards::SlotId slot, const MessageKey& key, con
   std::vector<std::byte> packed(region.bytes());
   protocol::copy_out(memory, region, packed);
   return exchange_.send(key, dtype, shape, Shard::of(std::move(packed)));
+}
+
+bool ProgramRunner::is_lent(cards::SlotId slot) const {
+  const std::lock_guard lock(lent_->mutex);
+  return lent_->count[slot] > 0;
 }
 
 Status ProgramRunner::wait_until_unlent(cards::SlotId slot) {

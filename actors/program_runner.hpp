@@ -6,7 +6,8 @@
 // will get, what it waits for, since nobody ahead of it waits for anything it has not passed.
 //
 // An exchange command is begun at its place (its sends leave, its own part is copied) and ended where its result is first
-// needed (Command::after), so that what the compiler put between the two hides it. Around an exchange, products go by the
+// needed (Command::after), in the order of their beginnings, so that what the compiler put between the two hides it. Who waits
+// for anything has taken before what was sent to it: the argument above still holds. Around an exchange, products go by the
 // rows of each rank: after a gather with the rows that are there, then with each rank's as they come; before a reduction with
 // each other rank's rows, which leave at once, and last with the own ones. A feed-forward layer is both.
 //
@@ -128,6 +129,7 @@ private:
   protocol::MessageKey key_of(std::uint32_t program, const cards::Command& command, std::uint32_t step) const;
   Result<const Prepared*> prepare(std::uint32_t program, std::uint32_t index);
   Status send_region(cards::SlotId slot, const protocol::MessageKey& key, const protocol::Region& region);
+  bool is_lent(cards::SlotId slot) const;
   Status wait_until_unlent(cards::SlotId slot);
   Shard lend(cards::SlotId slot, std::span<const std::byte> bytes);
   void suspect(const Error& error, protocol::EndpointId source);

@@ -395,7 +395,7 @@ private:
 
   Status plan(const topology::ExperimentPoint& point, std::size_t index, BenchRow& row, std::unique_ptr<PointRun>& run) {
     ORRERY_TRY(text, config_.text_of(point));
-    char number[16];
+    char number[24];
     std::snprintf(number, sizeof number, "%03zu", index);
     const auto file = std::string("configurations/") + number + ".yaml";
     ORRERY_TRY_DONE(folder_.write(file, text));

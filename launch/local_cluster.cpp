@@ -255,7 +255,16 @@ std::string LocalCluster::address() const {
   const std::lock_guard lock(state_->mutex);
   return state_->address;
 }
-Result<std::unique_ptr<actors::Client>> LocalCluster::connect() { return state_->connect(); }
+Result<std::unique_ptr<actors::Client>> LocalCluster::connect() {
+  // The coordinator may have died just now; then it is started again.
+  SteadyClock clock;
+  const auto until = clock.now() + std::chrono::seconds(10);
+  for (;;) {
+    auto connected = state_->connect();
+    if (connected.ok() || clock.now() >= until || ended()) return connected;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+}
 
 int LocalCluster::descriptor() const { return state_->bell; }
 
@@ -358,7 +367,7 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   const int news = running->descriptor();
   for (;;) {
     if (!client)
-      if (auto connected = running->connect(); connected.ok()) client = std::move(connected).value();
+      if (auto connected = own.connect(); connected.ok()) client = std::move(connected).value();
     Json status;
     if (client) {
       if (const auto text = client->status(); text.ok())

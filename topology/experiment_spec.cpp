@@ -124,7 +124,6 @@ const Schema<ExperimentFile>& experiment_schema() {
   const auto transport = choice<DataTransport>({{"auto", DataTransport::automatic},
                                                 {"inproc", DataTransport::inproc},
                                                 {"shm", DataTransport::shm},
-                                                {"shm", DataTransport::shm},
                                                 {"ipc", DataTransport::ipc},
                                                 {"tcp", DataTransport::tcp}});
   static const Schema<ExperimentScaling> scaling =

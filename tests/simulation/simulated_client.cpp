@@ -172,6 +172,11 @@ void SimulatedClient::finish() {
   if (!history_.expected.empty() && history_.digest != history_.expected)
     observer_.violated("right bytes", "request " + history_.id + " was delivered with digest " + history_.digest.substr(0, 16) + ", expected " +
                                           history_.expected.substr(0, 16));
+  report();
+}
+
+// As the real one: a coordinator whose disk is full is told again.
+void SimulatedClient::report() {
   if (!coordinator_) return;
   Fetched fetched;
   fetched.request = request_;
@@ -181,6 +186,8 @@ void SimulatedClient::finish() {
           [this](const Cancelled& written) {
             if (static_cast<ErrorCode>(written.failure.code) == ErrorCode::digest_mismatch)
               observer_.violated("right bytes", "request " + history_.id + ": " + written.failure.message);
+            else if (!written.failure.ok() && static_cast<ErrorCode>(written.failure.code) != ErrorCode::not_found)
+              world_.at(process_, std::chrono::milliseconds(200), [this] { report(); });
             if (written.failure.ok()) history_.fetched = true;
           },
           [](const caf::error&) {});

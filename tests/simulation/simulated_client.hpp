@@ -59,6 +59,7 @@ private:
   void take(const protocol::MessageKey& key, const protocol::Message& message);
   void on_event(const actors::RequestEvent& event);
   void finish();
+  void report();
   void give_up(const std::string& why);
 
   World& world_;
