@@ -29,6 +29,7 @@
 #include "compiler/compile.hpp"
 #include "compiler/models/cosmos_codec.hpp"
 #include "tests/bench/packed_product.hpp"
+#include "tests/bench/pooled_weights.hpp"
 
 using namespace orrery;
 using namespace orrery::cards;
@@ -91,30 +92,6 @@ Tensor filled(DType dtype, const Shape& shape) {
   }
   return tensor;
 }
-
-/// Every tensor that a set names, out of one pool of small random numbers.
-class PooledWeights final : public WeightSource {
-public:
-  explicit PooledWeights(const WeightSet& set) {
-    std::uint64_t most = 0;
-    for (const auto& weight : set.weights) {
-      shapes_[weight.tensor] = weight.shape;
-      most = std::max(most, element_count(weight.shape));
-    }
-    pool_ = filled(DType::f32, {most});
-    for (auto& value : pool_.as<float>()) value *= 0.05f;
-  }
-  Result<TensorView> tensor(const std::string& name) const override {
-    const auto found = shapes_.find(name);
-    if (found == shapes_.end()) return Error{ErrorCode::invalid_model, "no tensor " + name};
-    return TensorView{pool_.data(), DType::f32, found->second};
-  }
-  void release(std::span<const std::byte>) const override {}
-
-private:
-  std::map<std::string, Shape> shapes_;
-  Tensor pool_;
-};
 
 /// A command with its operands and weights in memory of its own.
 struct OwnCall {

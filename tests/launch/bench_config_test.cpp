@@ -57,7 +57,8 @@ TEST_CASE("bench config: cards are taken node by node, or evenly over so many no
     INFO(text.value() << text_of(again.findings()));
     REQUIRE(again.resolve().ok());
     std::string sizes;
-    for (const auto& node : again.resolve().value().cluster.nodes) sizes += (sizes.empty() ? "" : "+") + std::to_string(node.cards.size());
+    const auto resolved = again.resolve();  // Outlives the loop.
+    for (const auto& node : resolved.value().cluster.nodes) sizes += (sizes.empty() ? "" : "+") + std::to_string(node.cards.size());
     return sizes;
   };
   CHECK(shape(point({})) == "1+2+1");
