@@ -171,7 +171,7 @@ std::string_view name_of(Category category) {
 
 void set_name(Event& event, std::string_view name) {
   const auto part = cut(name, event.name.size() - 1);
-  std::memcpy(event.name.data(), part.data(), part.size());
+  std::copy(part.begin(), part.end(), event.name.begin());  // An empty name may have no bytes to point at.
   std::memset(event.name.data() + part.size(), 0, event.name.size() - part.size());
 }
 
