@@ -25,6 +25,7 @@ namespace {
 constexpr Duration answer_timeout = std::chrono::seconds(5);
 constexpr Duration rest_timeout = std::chrono::seconds(30);  // Of a request that is completed: for its last frames.
 constexpr int fetched_tries_max = 3;
+constexpr Duration facts_patience = std::chrono::seconds(10);
 
 /// What has come and was not looked at yet.
 struct ClientBoard {
@@ -107,7 +108,21 @@ Result<std::unique_ptr<Client>> Client::connect(Control& control, const std::str
 }
 
 Result<ClusterFacts> Client::facts() {
-  ORRERY_TRY(routes, state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator"));
+  // A coordinator that died a moment ago is started again at its address.
+  SteadyClock clock;
+  const auto until = clock.now() + facts_patience;
+  auto asked = state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator", facts_patience / 4);
+  while (!asked.ok() && clock.now() < until) {
+    auto again = actors::connect(state_->control->state().system, state_->host, state_->port, std::chrono::seconds(1));
+    if (again.ok()) {
+      state_->coordinator = std::move(again).value();
+      asked = state_->ask<ClusterRoutes>(AskRoutes{}, "asking the coordinator", facts_patience / 4);
+    } else {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  }
+  if (!asked.ok()) return asked.error();
+  auto routes = std::move(asked).value();
   if (!routes.failure.ok()) return routes.failure.error();
   return ClusterFacts{routes.cluster, routes.model, routes.model_folder, routes.dtype, routes.numerics, routes.plan, routes.plan_digest,
                       routes.defaults};
