@@ -28,6 +28,8 @@ void CopyScheduler::remove_unit(UnitId unit) {
   ORRERY_CHECK(units_[unit].pins == 0 && units_[unit].state != State::copying);
   units_[unit].state = State::absent;
   units_[unit].exists = false;
+  // Plans come and go; what nobody uses is not kept for ever.
+  while (!units_.empty() && !units_.back().exists) units_.pop_back();
 }
 
 TrackId CopyScheduler::add_track(std::vector<std::vector<UnitId>> visits) {
@@ -37,8 +39,13 @@ TrackId CopyScheduler::add_track(std::vector<std::vector<UnitId>> visits) {
   track.gaps.resize(visits.size());
   track.measured.resize(visits.size());
   track.visits = std::move(visits);
-  tracks_.push_back(std::move(track));
-  return static_cast<TrackId>(tracks_.size() - 1);
+  const auto unused = std::find_if(tracks_.begin(), tracks_.end(), [](const Track& each) { return !each.exists; });
+  if (unused == tracks_.end()) {
+    tracks_.push_back(std::move(track));
+    return static_cast<TrackId>(tracks_.size() - 1);
+  }
+  *unused = std::move(track);
+  return static_cast<TrackId>(unused - tracks_.begin());
 }
 
 void CopyScheduler::remove_tracks_of(UnitId first, UnitId end) {

@@ -40,7 +40,7 @@ public:
   explicit CopyScheduler(double rate) : rate_(rate) {}
 
   UnitId add_unit(std::uint64_t bytes);
-  /// The unit exists no more; tracks that name it must be gone.
+  /// The unit exists no more; tracks that name it must be gone. The numbers of the last units are given again.
   void remove_unit(UnitId unit);
   /// Visits in order, none empty. The same list again gives the same track, with what was measured on it.
   TrackId add_track(std::vector<std::vector<UnitId>> visits);

@@ -97,6 +97,7 @@ bool WeightStream::remove(const std::string& component) {
     scheduler_.remove_unit(unit);
     units_[unit].component = nullptr;
   }
+  while (!units_.empty() && units_.back().component == nullptr) units_.pop_back();  // As the scheduler does.
   components_.erase(found);
   return true;
 }

@@ -28,11 +28,14 @@
 #include "cards/kernels/ops.hpp"
 #include "compiler/compile.hpp"
 #include "compiler/models/cosmos_codec.hpp"
+#include "tests/bench/bench_support.hpp"
 #include "tests/bench/packed_product.hpp"
 #include "tests/bench/pooled_weights.hpp"
 
 using namespace orrery;
 using namespace orrery::cards;
+using bench::median;
+using bench::must;
 using compiler::Compute;
 
 namespace {
@@ -50,22 +53,6 @@ double seconds_of(const std::function<void()>& work) {
   const auto begin = now();
   work();
   return now() - begin;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-void must(const Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.error().text().c_str());
-  std::exit(1);
-}
-template <class T>
-T must(Result<T> result) {
-  if (!result.ok()) must(Status(result.error()));
-  return std::move(result).value();
 }
 
 // --- what is measured --------------------------------------------------------------------------------------

@@ -17,28 +17,15 @@
 
 #include "cards/card.hpp"
 #include "compiler/compile.hpp"
+#include "tests/bench/bench_support.hpp"
 #include "tests/bench/pooled_weights.hpp"
 
 using namespace orrery;
 using namespace orrery::cards;
+using bench::median;
+using bench::must;
 
 namespace {
-
-void must(const Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.error().text().c_str());
-  std::exit(1);
-}
-template <class T>
-T must(Result<T> result) {
-  if (!result.ok()) must(Status(result.error()));
-  return std::move(result).value();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 /// One card with one request; runs steps.
 class Denoiser {

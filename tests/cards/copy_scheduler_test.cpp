@@ -186,6 +186,23 @@ TEST_CASE("copy scheduler: the next stage's first units come while the last step
   CHECK(*full.victim < 2);
 }
 
+TEST_CASE("copy scheduler: numbers of units and tracks that are gone are given again", "[cards][stream]") {
+  CopyScheduler scheduler(1e9);
+  const auto stays = scheduler.add_unit(1000000);
+  const auto kept = scheduler.add_track({{stays}});
+  std::vector<TrackId> tracks;
+  for (int i = 0; i < 100; ++i) {
+    const auto a = scheduler.add_unit(1000000), b = scheduler.add_unit(1000000);
+    CHECK(a == stays + 1);
+    CHECK(b == stays + 2);
+    tracks.push_back(scheduler.add_track({{a}, {b}}));
+    CHECK(tracks.back() == kept + 1);
+    scheduler.remove_tracks_of(a, b + 1);
+    scheduler.remove_unit(a);
+    scheduler.remove_unit(b);
+  }
+}
+
 TEST_CASE("copy scheduler: what somebody waits for comes first, and what is in use is never given up", "[cards][stream]") {
   CopyScheduler scheduler(1e9);
   std::vector<std::vector<UnitId>> visits;

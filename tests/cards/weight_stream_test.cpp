@@ -242,6 +242,22 @@ TEST_CASE("weight stream: components that run at the same time share the memory"
   CHECK(card->use().high_water <= 7 * matrix_bytes);
 }
 
+TEST_CASE("weight stream: components that come and go leave nothing behind", "[cards][stream][bits]") {
+  const auto first = net_of("transformer", 12), second = net_of("text_encoder", 9);
+  const auto expected_first = resident(first), expected_second = resident(second);
+  const auto card = card_of(6 * matrix_bytes);
+  for (int i = 0; i < 20; ++i) {
+    // In another order each time, with the other still there or not.
+    if (i % 3 == 0) card->drop_weights("transformer");
+    if (i % 2 == 0) card->drop_weights("text_encoder");
+    REQUIRE(card->stream_weights(first.weights, first.source).ok());
+    CHECK(same_bits(run(*card, first), expected_first));
+    REQUIRE(card->stream_weights(second.weights, second.source).ok());
+    CHECK(same_bits(run(*card, second), expected_second));
+  }
+  CHECK(card->use().high_water <= 6 * matrix_bytes);
+}
+
 TEST_CASE("weight stream: a capped link takes the time that its bytes take", "[cards][stream]") {
   const auto net = net_of("transformer", 12);
   const auto card = card_of(6 * matrix_bytes, 20e6);  // 12 x 16 KiB at 20 MB/s: 9.8 ms.
