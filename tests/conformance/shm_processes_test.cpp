@@ -1,8 +1,6 @@
 // Shared memory between two real processes, of which one is killed: this program starts itself again as the other end.
 
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -18,6 +16,7 @@
 
 #include "protocol/shm_transport.hpp"
 #include "protocol/zmq_transport.hpp"
+#include "tests/support/child_process.hpp"
 
 using namespace orrery;
 using namespace orrery::protocol;
@@ -85,21 +84,8 @@ bool until(Condition condition) {
   return false;
 }
 
-struct Child {
-  pid_t pid = 0;
-  explicit Child(const std::string& folder) {
-    ::setenv("ORRERY_TEST_FOLDER", folder.c_str(), 1);
-    std::string program = "/proc/self/exe", name = "[.shm-process]";
-    char* arguments[] = {program.data(), name.data(), nullptr};
-    REQUIRE(::posix_spawn(&pid, program.c_str(), nullptr, nullptr, arguments, environ) == 0);
-  }
-  void kill() {
-    if (pid == 0) return;
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, nullptr, 0);
-    pid = 0;
-  }
-  ~Child() { kill(); }
+struct Child : testing::Child {
+  explicit Child(const std::string& folder) : testing::Child("[.shm-process]", {{"ORRERY_TEST_FOLDER", folder}}) {}
 };
 
 }  // namespace

@@ -1,8 +1,6 @@
 // The exchange between two real processes: this program starts itself again as the other end, and kills it.
 
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -15,6 +13,7 @@
 
 #include "protocol/exchange.hpp"
 #include "protocol/zmq_transport.hpp"
+#include "tests/support/child_process.hpp"
 
 using namespace orrery;
 using namespace orrery::protocol;
@@ -49,22 +48,10 @@ std::unique_ptr<Exchange> open(const std::string& folder, PeerId self, const Clo
 
 std::string problem_of(const Status& status) { return status.ok() ? "" : status.error().message; }
 
-struct Child {
-  pid_t pid = 0;
-  Child(const std::string& folder, std::uint64_t epoch) {
-    ::setenv("ORRERY_TEST_FOLDER", folder.c_str(), 1);
-    ::setenv("ORRERY_TEST_EPOCH", std::to_string(epoch).c_str(), 1);
-    std::string program = "/proc/self/exe", name = "[.echo-process]";
-    char* arguments[] = {program.data(), name.data(), nullptr};
-    REQUIRE(::posix_spawn(&pid, program.c_str(), nullptr, nullptr, arguments, environ) == 0);
-  }
-  void kill() {
-    if (pid == 0) return;
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, nullptr, 0);
-    pid = 0;
-  }
-  ~Child() { kill(); }
+/// The other process, for an epoch.
+struct Child : testing::Child {
+  Child(const std::string& folder, std::uint64_t epoch)
+      : testing::Child("[.echo-process]", {{"ORRERY_TEST_FOLDER", folder}, {"ORRERY_TEST_EPOCH", std::to_string(epoch)}}) {}
 };
 
 }  // namespace
