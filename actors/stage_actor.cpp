@@ -133,7 +133,7 @@ void StageState::on_cancel(const CancelStage& order) {
 }
 
 void StageState::on_card_down(const caf::down_msg& down) {
-  const auto lost = down.source.id();
+  const auto lost = down.source;
   lost_.push_back(lost);
   if (!work_) return;
   const auto number = number_of(lost);
@@ -141,11 +141,11 @@ void StageState::on_card_down(const caf::down_msg& down) {
   answered(lost, {});
 }
 
-std::uint32_t StageState::number_of(caf::actor_id card) const {
+std::uint32_t StageState::number_of(const caf::actor_addr& card) const {
   const auto& groups = stage_of(setup_.kind).groups;
   for (std::size_t group = 0; group < setup_.cards.size(); ++group)
     for (std::size_t rank = 0; rank < setup_.cards[group].size(); ++rank)
-      if (setup_.cards[group][rank].id() == card) return groups[group].ranks[rank].card;
+      if (setup_.cards[group][rank].address() == card) return groups[group].ranks[rank].card;
   ORRERY_CHECK(!"a card of this stage");
   return 0;
 }
@@ -205,14 +205,14 @@ void StageState::ask(const std::string& what, const std::vector<std::pair<caf::a
   asked_at_ = setup_.clock->now();
   round_seconds_.clear();
   const auto deadline = deadline_of(what);
-  for (const auto& [card, message] : orders) outstanding_.push_back(card.id());
+  for (const auto& [card, message] : orders) outstanding_.push_back(card.address());
   for (const auto& [card, message] : orders) {
-    const auto id = card.id();
+    const auto who = card.address();
     self_->request(card, deadline, message)
-        .then([this, id](const CardDone& done) { answered(id, done); },
-              [this, id, what, deadline](const caf::error& error) {
+        .then([this, who](const CardDone& done) { answered(who, done); },
+              [this, who, what, deadline](const caf::error& error) {
                 CardDone done;
-                const auto number = number_of(id);
+                const auto number = number_of(who);
                 if (error == caf::sec::request_timeout) {
                   done.failure = Error{ErrorCode::timed_out, card_name(number) + " did not finish '" + what + "' of " +
                                                                  std::string(topology::name_of(setup_.kind)) + " within " +
@@ -221,8 +221,8 @@ void StageState::ask(const std::string& what, const std::vector<std::pair<caf::a
                   done.failure = error_of(self_->system(), error, card_name(number) + " did not answer");
                   done.failure.code = static_cast<std::uint16_t>(ErrorCode::peer_lost);
                 }
-                lost_.push_back(id);  // It may hang: it is not waited for again.
-                answered(id, done);
+                lost_.push_back(who);  // It may hang: it is not waited for again.
+                answered(who, done);
               });
   }
 }
@@ -235,7 +235,7 @@ void StageState::ask_all(const std::string& what, const Message& message, Next n
   ask(what, orders, std::move(next));
 }
 
-void StageState::answered(caf::actor_id card, const CardDone& done) {
+void StageState::answered(const caf::actor_addr& card, const CardDone& done) {
   const auto found = std::find(outstanding_.begin(), outstanding_.end(), card);
   if (found == outstanding_.end()) return;
   outstanding_.erase(found);
@@ -353,16 +353,16 @@ void StageState::close_lanes(Next next) {
   std::vector<caf::actor> living;
   for (std::size_t group = 0; group < active_groups(); ++group)
     for (const auto& card : setup_.cards[group])
-      if (std::find(lost_.begin(), lost_.end(), card.id()) == lost_.end()) living.push_back(card);
+      if (std::find(lost_.begin(), lost_.end(), card.address()) == lost_.end()) living.push_back(card);
   if (living.empty()) {
     const auto after = std::move(next_);
     return after();
   }
-  for (const auto& card : living) outstanding_.push_back(card.id());
+  for (const auto& card : living) outstanding_.push_back(card.address());
   for (const auto& card : living) {
-    const auto id = card.id();
+    const auto who = card.address();
     self_->request(card, deadline_of("close"), close)
-        .then([this, id](const CardDone& done) { answered(id, done); }, [this, id](const caf::error&) { answered(id, {}); });
+        .then([this, who](const CardDone& done) { answered(who, done); }, [this, who](const caf::error&) { answered(who, {}); });
   }
 }
 

@@ -85,10 +85,10 @@ private:
   void ask(const std::string& what, const std::vector<std::pair<caf::actor, Message>>& orders, Next next);
   template <class Message>
   void ask_all(const std::string& what, const Message& message, Next next);
-  void answered(caf::actor_id card, const CardDone& done);
+  void answered(const caf::actor_addr& card, const CardDone& done);
   /// Asks a keeper's node for what this stage needs to go on, then goes on. No keeper (0): goes on at once.
   void fetch_kept(std::uint32_t keeper, Edge edge, std::uint32_t step, std::vector<std::uint32_t> targets, Next next);
-  std::uint32_t number_of(caf::actor_id card) const;
+  std::uint32_t number_of(const caf::actor_addr& card) const;
   std::string card_name(std::uint32_t card) const { return "card " + setup_.plan.card_name(card); }
   /// Groups that take part: all, but only the first of a denoiser without guidance.
   std::size_t active_groups() const;
@@ -115,8 +115,8 @@ private:
   StageSetup setup_;
   std::deque<Work> queue_;
   std::optional<Work> work_;
-  std::vector<caf::actor_id> outstanding_;  // Cards that owe an answer.
-  std::vector<caf::actor_id> lost_;         // Cards that died.
+  std::vector<caf::actor_addr> outstanding_;  // Cards that owe an answer.
+  std::vector<caf::actor_addr> lost_;         // Cards that died.
   std::vector<Report> reports_;             // Of the round at hand.
   std::uint64_t round_ = 0;                 // Of `ask`, for ticks.
   std::string asked_;                       // What, for deadlines: "prepare", "step" ...

@@ -9,7 +9,7 @@
 //                 cpu: processor time, for a machine that others use, too; says nothing about idle threads
 //   bench_kernels --turns TYPE --threads N    one denoiser forward and one bound for each line of standard input; prints
 //                                             "seconds processor_seconds/N GFLOP bound_GFLOP/s bound_by_processor_time"
-//                                             (for tests/bench/denoiser_peers)
+//                                             (for tests/bench/denoiser_peers); with --only bound no forward (scaling)
 
 #include <algorithm>
 #include <cstdio>
@@ -19,6 +19,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -413,11 +414,12 @@ void measure(const Type& type, std::uint32_t threads, int repetitions, const std
   }
 }
 
-int take_turns(const Type& type, std::uint32_t threads) {
+int take_turns(const Type& type, std::uint32_t threads, bool only_bound) {
   const auto workload = denoiser_forward(type.compute);
-  Component component(workload.set, threads);
+  std::optional<Component> component;
+  if (!only_bound) component.emplace(workload.set, threads);
   bench::PackedProduct bound(type.weights, 2048, 2048, 2048, threads);
-  component.run();
+  if (component) component->run();
   std::string line;
   while (std::getline(std::cin, line)) {
     // On the wall's clock and in processor time, with one measurement of each.
@@ -432,7 +434,9 @@ int take_turns(const Type& type, std::uint32_t threads) {
       return std::pair(wall, used);
     };
     const auto [limit_wall, limit_used] = both([&] { bound.run(); });
-    const auto [wall, used] = both([&] { component.run(); });
+    const auto [wall, used] = both([&] {
+      if (component) component->run();
+    });
     std::printf("%.6f %.6f %.3f %.1f %.1f\n", wall, used, workload.operations / 1e9, bound.operations() / limit_wall / 1e9,
                 bound.operations() / limit_used / 1e9);
     std::fflush(stdout);
@@ -461,7 +465,7 @@ int main(int count, char** words) {
   const auto threads = list_of(options["--threads"]);
   if (options["--clock"] == "cpu") threads_counted = 1;
   const auto count_of = [](const std::string& text) { return static_cast<std::uint32_t>(std::clamp(std::atoi(text.c_str()), 1, 1024)); };
-  if (!options["--turns"].empty()) return take_turns(type_named(options["--turns"]), count_of(threads.front()));
+  if (!options["--turns"].empty()) return take_turns(type_named(options["--turns"]), count_of(threads.front()), options["--only"] == "bound");
   std::string numerics;
   const auto check_seconds = seconds_of([&] { numerics = must(check_numerics()); });
   std::printf("%s (checked in %.0f ms)\n", numerics.c_str(), check_seconds * 1e3);

@@ -205,6 +205,9 @@ TEST_CASE("odd prompts: control characters work, a long text is cut and the side
   REQUIRE(json.ok());
   CHECK(json.value()["ran_on"]["stages"]["text_encoder"]["truncated"] == true);
   CHECK(json.value()["made_from"]["prompt"] == text);
+  // Every card is a card of its own, also those of two nodes whose actors have one number.
+  CHECK(json.value()["ran_on"]["cards"] == 4);
+  CHECK(json.value()["ran_on"]["stages"]["denoiser"]["card_compute_seconds"].size() == 4);
   check_clean(scratch);
 }
 
