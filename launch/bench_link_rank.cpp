@@ -9,6 +9,7 @@
 
 #include "base/clock.hpp"
 #include "base/json.hpp"
+#include "base/tensor.hpp"
 #include "launch/verb.hpp"
 #include "protocol/collective/ordered_reduce_scatter.hpp"
 #include "protocol/collective/transfer.hpp"
@@ -34,9 +35,10 @@ const std::vector<std::pair<std::string, LinkOp>> ops = {
 /// Memory that is lent to sends; whoever writes it again waits until it is back.
 class LentBuffer {
 public:
-  void resize(std::uint64_t bytes) { memory_.assign(bytes / sizeof(float), 0); }
-  std::span<std::byte> bytes() { return std::as_writable_bytes(std::span(memory_)); }
-  std::span<float> values() { return memory_; }
+  /// New memory, aligned as a card's is: what a size takes does not hang on the sizes before it.
+  void resize(std::uint64_t bytes) { memory_ = Tensor(DType::f32, {bytes / sizeof(float)}); }
+  std::span<std::byte> bytes() { return {memory_.data(), memory_.bytes()}; }
+  std::span<float> values() { return memory_.as<float>(); }
 
   Shard lend(std::uint64_t offset, std::uint64_t size) {
     {
@@ -64,7 +66,7 @@ private:
     std::condition_variable back;
     std::uint32_t lent = 0;
   };
-  std::vector<float> memory_;
+  Tensor memory_;
   std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 

@@ -13,6 +13,7 @@
 #include "base/file.hpp"
 #include "base/private_folder.hpp"
 #include "base/random.hpp"
+#include "launch/cores.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
 
@@ -64,6 +65,7 @@ public:
     ORRERY_TRY(folder, PrivateFolder::create());
     folder_ = std::move(folder);
     ORRERY_TRY(program, program_path());
+    cores_ = CoreClaim::take(std::vector<std::uint32_t>(options_.ranks, 1));
     const auto cluster = std::to_string(std::max<std::uint64_t>(1, Random(static_cast<std::uint64_t>(::getpid())).next() >> 1));
     for (std::uint32_t rank = 0; rank < options_.ranks; ++rank) {
       ORRERY_TRY(output, Pipe::create());
@@ -72,6 +74,7 @@ public:
       spec.arguments = {program, "bench", "link-rank", "--rank", std::to_string(rank), "--ranks", std::to_string(options_.ranks),
                         "--transport", options_.transport, "--folder", folder_.path(), "--cluster-id", cluster};
       spec.with_input = true;
+      spec.cpus = cores_.of(rank);
       spec.log_file = output.write_path();
       ORRERY_TRY(process, Process::start(spec));
       output.close_write_end();
@@ -168,6 +171,7 @@ private:
     }
   }
 
+  CoreClaim cores_;  // Until the ranks are gone.
   const LinksOptions& options_;
   SignalWatch& signals_;
   SteadyClock clock_;

@@ -16,6 +16,7 @@
 #include "base/private_folder.hpp"
 #include "base/units.hpp"
 #include "launch/announcement.hpp"
+#include "launch/cores.hpp"
 #include "launch/paths.hpp"
 #include "launch/processes.hpp"
 #include "launch/security.hpp"
@@ -45,12 +46,26 @@ struct Report {
   bool quarantined = false;
 };
 
+/// Of each node process on this machine, how many of its threads compute or copy all the time.
+std::vector<std::uint32_t> busy_threads(const PlannedCluster& planned) {
+  const auto& cluster = planned.resolved.cluster;
+  std::vector<std::uint32_t> threads;
+  for (const auto& node : cluster.nodes) {
+    threads.push_back(0);
+    for (const auto& card : node.cards)
+      // One more copies weights.
+      if (cluster.type_of(card).backend == topology::Backend::cpu) threads.back() += card.threads + (planned.plan.streamed ? 1 : 0);
+  }
+  return threads;
+}
+
 }  // namespace
 
 // Destroyed from the bottom up, after `~LocalCluster` has ended the children.
 struct LocalCluster::State {
   PrivateFolder folder;
   topology::ClusterSpec cluster;
+  CoreClaim cores;
   RestartLimits limits;
   std::string program, announcement, input_file, state_folder, logs;
   std::vector<std::string> coordinator_words;
@@ -105,6 +120,7 @@ struct LocalCluster::State {
     ProcessSpec process;
     process.name = "node " + node.name;
     process.log_file = log_of(node.name);
+    process.cpus = cores.of(index);
     const std::lock_guard lock(mutex);
     process.arguments = {over_ssh() ? cluster.launch.program : program,
                          "node",
@@ -321,6 +337,7 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::start(const PlannedCluster& 
   auto& own = *running->state_;
   own.folder = std::move(folder);
   own.cluster = cluster;
+  if (!over_ssh) own.cores = CoreClaim::take(busy_threads(planned));
   const auto& restarts = planned.resolved.deployment.resilience.restarts;
   own.limits.max = restarts.max;
   own.limits.within = duration_of(restarts.within);

@@ -33,6 +33,8 @@ struct ProcessSpec {
   /// stdin is a socket that `write_input` feeds; otherwise `input_file`, from its beginning.
   bool with_input = false;
   std::string input_file = {};  // Empty: /dev/null.
+  /// Logical processors that it may run on (cores.hpp); empty: as this process.
+  std::vector<std::uint32_t> cpus = {};
   /// A session of its own that outlives this process; its destructor leaves it alone.
   bool detached = false;
 };

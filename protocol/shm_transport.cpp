@@ -1,6 +1,5 @@
 #include "protocol/shm_transport.hpp"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,10 +24,9 @@ constexpr int turn_frames = 64;
 
 class ShmTransport final : public Transport {
 public:
-  ShmTransport(std::unique_ptr<Transport> inner, std::shared_ptr<ShmHome> home, const ShmOptions& options)
+  ShmTransport(std::unique_ptr<Transport> inner, std::shared_ptr<ShmHome> home)
       : inner_(std::move(inner)),
         home_(std::move(home)),
-        options_(options),
         boot_(boot_id()),
         lanes_(std::make_shared<ShmLanes>(home_)),
         pool_(std::make_shared<ShmPool>(home_)) {}
@@ -148,7 +146,6 @@ public:
     }
     helped_ = true;
     pool_->forget();  // Who waits has sent what was to be sent.
-    if (options_.spin > Duration::zero() && spin()) return;
     // Shortly first: then nobody has to ring for what is not waited for.
     for (const auto patient : {false, true}) {
       const auto seen = home_->bell().value();
@@ -498,18 +495,6 @@ private:
     publish();
   }
 
-  bool spin() {
-    const auto end = clock_.now() + options_.spin;
-    do {
-      if (anything()) {
-        look();
-        return true;
-      }
-      ::sched_yield();
-    } while (clock_.now() < end && !helper_woken_ && !stop_);
-    return false;
-  }
-
   void listen() {
     const auto bell = home_->bell();
     while (!stop_) {
@@ -534,7 +519,6 @@ private:
 
   const std::unique_ptr<Transport> inner_;
   const std::shared_ptr<ShmHome> home_;
-  const ShmOptions options_;
   const std::array<std::uint64_t, 2> boot_;
   const std::shared_ptr<ShmLanes> lanes_;
   const std::shared_ptr<ShmPool> pool_;
@@ -572,7 +556,7 @@ private:
 
 Result<std::unique_ptr<Transport>> make_shm_transport(std::unique_ptr<Transport>& inner, const ShmOptions& options) {
   ORRERY_TRY(home, ShmHome::create(options.pool_bytes));
-  return std::unique_ptr<Transport>(std::make_unique<ShmTransport>(std::move(inner), std::move(home), options));
+  return std::unique_ptr<Transport>(std::make_unique<ShmTransport>(std::move(inner), std::move(home)));
 }
 
 }  // namespace orrery::protocol

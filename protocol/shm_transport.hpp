@@ -14,8 +14,7 @@
 // peers is copied once (`stage`). No system call on the way but the wake-up of a thread that sleeps.
 //
 // Waiting. A thread that waits for a frame sleeps in `help` and handles frames itself; the transport's own thread
-// sleeps meanwhile. Frames that nobody waits for (acknowledgements) do not wake up a helper. Nobody spins, unless
-// `spin` says for how long a helper may look before it sleeps.
+// sleeps meanwhile. Frames that nobody waits for (acknowledgements) do not wake up a helper. Nobody spins.
 //
 // Trust. Peers are processes of the same user, but may be wild: they can only read our segment; what they say is copied,
 // checked and only then used; a bad record ends the use of that lane, and the inner transport goes on. A peer that
@@ -34,7 +33,6 @@ namespace orrery::protocol {
 
 struct ShmOptions {
   std::uint64_t pool_bytes = std::uint64_t{256} << 20;  // Address space; memory as far as it is used.
-  Duration spin{};
 };
 
 /// Fails with io_failed where the system gives no shared memory, or too little; `inner` is left as it was then.

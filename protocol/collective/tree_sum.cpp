@@ -38,6 +38,28 @@ struct Cursor {
   const std::byte* data() const { return (*runs)[run].data() + offset; }
 };
 
+// Network buffers promise no alignment for floats: loads go through memcpy, which compiles to plain ones.
+inline float load(const std::byte* data, std::size_t i) {
+  float value;
+  std::memcpy(&value, data + i * sizeof(float), sizeof value);
+  return value;
+}
+
+// Wide vectors where the processor has them: each value is one addition, so the bits do not depend on it. Without them a
+// sum whose parts lie in the cache is slower than its memory.
+#if defined(__x86_64__)
+#define ORRERY_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define ORRERY_WIDE
+#endif
+ORRERY_WIDE void add_into(float* __restrict out, const std::byte* __restrict a, const std::byte* __restrict b, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = load(a, i) + load(b, i);
+}
+ORRERY_WIDE void add_right(float* __restrict out, const std::byte* __restrict b, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) out[i] += load(b, i);
+}
+#undef ORRERY_WIDE
+
 class Adder {
 public:
   Adder(const std::vector<Node>& nodes, std::vector<Cursor>& cursors, std::size_t depth)
@@ -46,13 +68,6 @@ public:
   void add_block(std::uint32_t root, float* out, std::size_t count) { add(root, out, count, 0); }
 
 private:
-  // Network buffers promise no alignment for floats: loads go through memcpy, which compiles to plain ones.
-  static float load(const std::byte* data, std::size_t i) {
-    float value;
-    std::memcpy(&value, data + i * sizeof(float), sizeof value);
-    return value;
-  }
-
   void add(std::uint32_t index, float* __restrict out, std::size_t count, std::size_t level) {
     const auto& node = nodes_[index];
     if (node.summand != none) {
@@ -61,27 +76,18 @@ private:
     }
     const auto& left = nodes_[node.left];
     const auto& right = nodes_[node.right];
-    if (left.summand != none && right.summand != none) {
-      const auto* a = cursors_[left.summand].data();
-      const auto* b = cursors_[right.summand].data();
-      for (std::size_t i = 0; i < count; ++i) out[i] = load(a, i) + load(b, i);
-      return;
-    }
+    if (left.summand != none && right.summand != none)
+      return add_into(out, cursors_[left.summand].data(), cursors_[right.summand].data(), count);
     if (right.summand != none) {
       add(node.left, out, count, level);
-      const auto* b = cursors_[right.summand].data();
-      for (std::size_t i = 0; i < count; ++i) out[i] += load(b, i);
-      return;
+      return add_right(out, cursors_[right.summand].data(), count);
     }
     float* __restrict other = scratch_.get() + level * block_values;
     add(node.right, other, count, level + 1);
-    if (left.summand != none) {
-      const auto* a = cursors_[left.summand].data();
-      for (std::size_t i = 0; i < count; ++i) out[i] = load(a, i) + other[i];
-      return;
-    }
+    const auto* summed = reinterpret_cast<const std::byte*>(other);
+    if (left.summand != none) return add_into(out, cursors_[left.summand].data(), summed, count);
     add(node.left, out, count, level + 1);
-    for (std::size_t i = 0; i < count; ++i) out[i] += other[i];
+    add_right(out, summed, count);
   }
 
   const std::vector<Node>& nodes_;
