@@ -167,7 +167,7 @@ public:
       if (std::find(nodes.begin(), nodes.end(), planned.node) == nodes.end()) nodes.push_back(planned.node);
       node_of[members[index].card] = planned.node;
       Rank rank;
-      rank.seat = seat_of(stage, 0, index);
+      rank.seat = seat_of(plan, stage, 0, index);
       rank.node = planned.node;
       ORRERY_TRY(card,
                  cards::make_cpu_card({plan.card_name(members[index].card), planned.memory_bytes, planned.threads,

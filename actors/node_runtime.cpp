@@ -191,7 +191,7 @@ Result<PlanLoaded> NodeRuntime::load(const LoadPlan& order, const std::function<
           if (stage.groups[group].ranks[rank].card != number) continue;
           StageSeat seat;
           seat.kind = stage.kind;
-          seat.seat = seat_of(stage, group, rank);
+          seat.seat = seat_of(plan_, stage, group, rank);
           ORRERY_TRY(weights, weights_of(stage.kind, *model_, seat.seat.layout, *compute));
           seat.weights = std::move(weights);
           load.seats.push_back(std::move(seat));

@@ -12,18 +12,21 @@ using cards::Attr;
 using cards::Op;
 using protocol::MessageKey;
 
-Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank) {
+Seat seat_of(const topology::Plan& plan, const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank) {
   Seat seat;
   seat.stage = static_cast<std::uint8_t>(stage.kind);
   seat.layout.slice_count = stage.slices;
   seat.layout.split = stage.split == topology::Split::tensor ? compiler::Split::tensor : compiler::Split::sequence;
   seat.layout.owned.clear();
+  std::map<std::string, std::uint32_t> nodes;
   for (const auto& each : stage.groups) {
     seat.layout.owned.emplace_back();
     seat.endpoints.emplace_back();
+    seat.nodes.emplace_back();
     for (const auto& member : each.ranks) {
       seat.layout.owned.back().push_back(member.slices);
       seat.endpoints.back().push_back(member.card);
+      seat.nodes.back().push_back(nodes.emplace(plan.cards[member.card].node, nodes.size()).first->second);
     }
   }
   seat.layout.group = group;
@@ -126,12 +129,13 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
   // In the order in which they were begun: who blocks has taken all that was sent to it before.
   const auto end_through = [&](std::uint32_t last) -> Status {
     while (!exchanges.empty()) {
-      const auto first = exchanges.front();
+      auto& first = exchanges.front();
       const auto waited_from = clock_.now();
-      ORRERY_TRY(arrived, end_exchange(program, first.command, step));
+      ORRERY_TRY(arrived, end_exchange(program, first, step));
       times.hidden_exchange += std::max<Duration>(Duration::zero(), std::min(arrived, waited_from) - first.at);
+      const bool done = first.command == last;
       exchanges.erase(exchanges.begin());
-      if (first.command == last) break;
+      if (done) break;
     }
     return Done{};
   };
@@ -153,6 +157,7 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
   for (std::uint32_t at = 0; at < commands.size();) {
     if (cancelled_) return Error{ErrorCode::cancelled, "request " + std::to_string(request_) + " was cancelled"};
     reach(FaultEvent::command, program, step, commands[at].label);
+    for (auto& each : exchanges) ORRERY_TRY_DONE(relay(program, each, step, false));
     // A chain keeps its gather open, so it cannot wait for what is lent.
     const bool reusing = std::any_of(commands[at].reuses.begin(), commands[at].reuses.end(), [&](cards::SlotId slot) { return is_lent(slot); });
     if (const auto chain = reusing ? std::nullopt : chain_at(program, at, exchanges)) {
@@ -168,7 +173,7 @@ Result<RunTimes> ProgramRunner::run(std::uint32_t program, std::uint32_t step, c
     ORRERY_TRY_DONE(reclaim(commands[at].reuses));
     if (commands[at].queue == cards::Queue::exchange) {
       ORRERY_TRY_DONE(begin_exchange(program, at, step));
-      exchanges.push_back({at, clock_.now()});
+      exchanges.push_back(begin_of(program, at, clock_.now()));
       ++at;
       lap(times.exchange);
       continue;
@@ -238,7 +243,8 @@ Result<const ProgramRunner::Prepared*> ProgramRunner::prepare(std::uint32_t prog
       const auto& pieces = programs_->slots[command.inputs[0]];
       const auto rows = pieces.shape[1];
       std::vector<protocol::ReduceRank> group;
-      for (const auto& holder : slice_holders(rows)) group.push_back({holder.endpoint, holder.slices, holder.rows});
+      for (const auto& holder : slice_holders(rows))
+        group.push_back({holder.endpoint, holder.slices, holder.rows, seat_.nodes[layout.group][group.size()]});
       ORRERY_TRY(reduce, protocol::OrderedReduceScatter::create(layout.slice_count, std::move(group), seat_.self(), pieces.shape[2]));
       prepared.reduce = std::make_unique<protocol::OrderedReduceScatter>(std::move(reduce));
       break;
@@ -276,15 +282,15 @@ Result<protocol::Message> ProgramRunner::receive(const cards::Command& command, 
 }
 
 Status ProgramRunner::send_pieces(const Prepared& prepared, const cards::Command& command, MessageKey key,
-                                  std::optional<protocol::EndpointId> target) {
+                                  std::optional<RowRange> rows) {
   const auto& reduce = *prepared.reduce;
   const auto pieces = command.inputs[0];
   const auto piece_bytes = reduce.pieces().empty() ? 0 : card_.memory(lane_, pieces).size() / reduce.pieces().size();
   for (const auto& due : reduce.sends()) {
-    if (target && due.target != *target) continue;
+    if (rows && due.rows != *rows) continue;
     key.target = due.target;
     key.part = due.part;
-    auto sent = send_region(pieces, key, {due.part * piece_bytes + due.offset, 1, due.bytes, due.bytes});
+    auto sent = send_region(pieces, key, {due.piece * piece_bytes + due.offset, 1, due.bytes, due.bytes});
     if (!sent.ok()) return named(command, sent.error());
   }
   return Done{};
@@ -407,13 +413,13 @@ Status ProgramRunner::run_chain(std::uint32_t program, const Chain& chain, std::
     const trace::Span span(exchange_row_, trace::Category::exchange, commands[chain.end].label);
     auto key = key_of(program, commands[chain.end], step);
     key.source = seat_.self();
-    ORRERY_TRY_DONE(send_pieces(*reduce, commands[chain.end], key, endpoints[rank]));
+    ORRERY_TRY_DONE(send_pieces(*reduce, commands[chain.end], key, chain.rows[rank]));
     lap(times.exchange);
   }
   if (chain.gather) begun.erase(waiting);
   if (reduce == nullptr) return Done{};
   ORRERY_TRY_DONE(compute(chain.end - 1, chain.end, layout.rank));
-  begun.push_back({chain.end, first_send});
+  begun.push_back(begin_of(program, chain.end, first_send));
   return Done{};
 }
 
@@ -439,9 +445,83 @@ Status ProgramRunner::begin_exchange(std::uint32_t program, std::uint32_t index,
   return Done{};
 }
 
-Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step) {
-  ORRERY_TRY(prepared, prepare(program, index));
-  const auto& command = programs_->programs[program].commands[index];
+ProgramRunner::Begun ProgramRunner::begin_of(std::uint32_t program, std::uint32_t command, Time at) const {
+  Begun exchange{.command = command, .at = at};
+  const auto found = prepared_.find({program, command});
+  if (found == prepared_.end() || !found->second.reduce) return exchange;
+  for (const auto& due : found->second.reduce->relays()) exchange.relays.emplace_back(due.receives.size());
+  return exchange;
+}
+
+std::vector<std::span<const float>> ProgramRunner::own_pieces(const Prepared& prepared, const cards::Command& command) {
+  const auto memory = card_.memory(lane_, command.inputs[0]);
+  const auto count = prepared.reduce->pieces().size();
+  std::vector<std::span<const float>> own;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto piece = memory.subspan(i * (memory.size() / count), memory.size() / count);
+    own.push_back({reinterpret_cast<const float*>(piece.data()), piece.size() / sizeof(float)});
+  }
+  return own;
+}
+
+std::shared_ptr<std::vector<float>> ProgramRunner::relay_buffer(std::uint64_t count) {
+  for (const auto& each : relay_buffers_)
+    if (each.use_count() == 1) {
+      // Whoever showed it last has read it before it let go.
+      std::atomic_thread_fence(std::memory_order_acquire);
+      each->resize(count);
+      return each;
+    }
+  return relay_buffers_.emplace_back(std::make_shared<std::vector<float>>(count));
+}
+
+Status ProgramRunner::relay(std::uint32_t program, Begun& exchange, std::uint32_t step, bool wait) {
+  if (exchange.relays.empty()) return Done{};
+  ORRERY_TRY(prepared, prepare(program, exchange.command));
+  const auto& reduce = *prepared->reduce;
+  const auto& command = programs_->programs[program].commands[exchange.command];
+  bool all_done = true;
+  for (std::size_t i = 0; i < exchange.relays.size(); ++i) {
+    auto& parts = exchange.relays[i];
+    const auto& due = reduce.relays()[i];
+    if (parts.empty()) continue;
+    auto key = key_of(program, command, step);
+    key.target = seat_.self();
+    bool complete = true;
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      if (parts[part]) continue;
+      key.source = due.receives[part].source;
+      key.part = due.receives[part].part;
+      if (wait) {
+        ORRERY_TRY(message, receive(command, key));
+        parts[part] = std::move(message);
+      } else {
+        parts[part] = exchange_.try_receive(key);
+      }
+      complete = complete && parts[part];
+    }
+    all_done = all_done && complete;
+    if (!complete) continue;
+    const trace::Span span(exchange_row_, trace::Category::exchange, command.label);
+    std::vector<protocol::Message> received;
+    for (auto& part : parts) received.push_back(std::move(*part));
+    parts.clear();
+    const auto sum = relay_buffer(due.rows.count() * reduce.width());
+    ORRERY_TRY_DONE(reduce.relay(i, own_pieces(*prepared, command), received, *sum));
+    key.source = seat_.self();
+    key.target = due.target;
+    key.part = due.part;
+    if (auto sent = exchange_.send(key, DType::f32, {due.rows.count(), reduce.width()}, Shard(sum, std::as_bytes(std::span(*sum)))); !sent.ok())
+      return named(command, sent.error());
+  }
+  if (all_done) exchange.relays.clear();
+  return Done{};
+}
+
+Result<Time> ProgramRunner::end_exchange(std::uint32_t program, Begun& exchange, std::uint32_t step) {
+  ORRERY_TRY(prepared, prepare(program, exchange.command));
+  const auto& command = programs_->programs[program].commands[exchange.command];
+  ORRERY_TRY_DONE(relay(program, exchange, step, true));
   const trace::Span span(exchange_row_, trace::Category::exchange, command.label);
   auto key = key_of(program, command, step);
   key.target = seat_.self();
@@ -456,18 +536,13 @@ Result<Time> ProgramRunner::end_exchange(std::uint32_t program, std::uint32_t in
   const auto out = card_.memory(lane_, command.outputs[0]);
   if (prepared->reduce) {
     const auto& reduce = *prepared->reduce;
-    const auto memory = card_.memory(lane_, command.inputs[0]);
-    const auto piece_bytes = reduce.pieces().empty() ? 0 : memory.size() / reduce.pieces().size();
     std::vector<protocol::Message> received;
     received.reserve(reduce.receives().size());
     for (const auto& due : reduce.receives()) {
       ORRERY_TRY(message, take(due.source, due.part));
       received.push_back(std::move(message));
     }
-    std::vector<std::span<const float>> own;
-    for (std::size_t i = 0; i < reduce.pieces().size(); ++i)
-      own.push_back({reinterpret_cast<const float*>(memory.data() + i * piece_bytes), piece_bytes / sizeof(float)});
-    ORRERY_TRY_DONE(reduce.combine(own, received, {reinterpret_cast<float*>(out.data()), out.size() / sizeof(float)}));
+    ORRERY_TRY_DONE(reduce.combine(own_pieces(*prepared, command), received, {reinterpret_cast<float*>(out.data()), out.size() / sizeof(float)}));
     return arrived;
   }
   for (const auto& due : prepared->transfers.receives) {

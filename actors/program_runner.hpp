@@ -11,6 +11,10 @@
 // rows of each rank: after a gather with the rows that are there, then with each rank's as they come; before a reduction with
 // each other rank's rows, which leave at once, and last with the own ones. A feed-forward layer is both.
 //
+// Cards of one node add up for cards of other nodes (ordered_reduce_scatter.hpp): between commands as far as the parts have
+// come, and at the latest where the reduction ends, before its own rows are waited for. Such parts are waited for only from
+// ranks that have to begin the same exchange, so the argument above holds for them as well.
+//
 // Plain code, no CAF: a lane worker thread calls it.
 
 #pragma once
@@ -49,11 +53,13 @@ struct Seat {
   compiler::Layout layout;
   /// endpoints[group][rank]: the cards' numbers in the plan.
   std::vector<std::vector<protocol::EndpointId>> endpoints;
+  /// nodes[group][rank]: alike for cards of one node.
+  std::vector<std::vector<std::uint32_t>> nodes;
   protocol::EndpointId self() const { return endpoints[layout.group][layout.rank]; }
 };
 
 /// What a plan says of one rank of a stage.
-Seat seat_of(const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank);
+Seat seat_of(const topology::Plan& plan, const topology::PlannedStage& stage, std::uint32_t group, std::uint32_t rank);
 
 /// Where a card's programs ask for injected faults; usually nowhere.
 struct FaultProbe {
@@ -109,7 +115,12 @@ private:
   struct Begun {
     std::uint32_t command = 0;
     Time at{};
+    /// By relay: the parts that have come; empty once it was sent on.
+    std::vector<std::vector<std::optional<protocol::Message>>> relays = {};
   };
+  Begun begin_of(std::uint32_t program, std::uint32_t command, Time at) const;
+  /// Adds up and sends on what this card adds for other nodes: all of it, waiting for its parts, or what is there.
+  Status relay(std::uint32_t program, Begun& exchange, std::uint32_t step, bool wait);
   Status begin_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
   /// Commands that are run by the rows of each rank: [begin, end), fed by a gather that was begun (or by nothing that is
   /// on its way), and feeding the reduction at `end` (or nothing).
@@ -122,10 +133,13 @@ private:
   std::optional<Chain> chain_at(std::uint32_t program, std::uint32_t at, const std::vector<Begun>& begun) const;
   Status run_chain(std::uint32_t program, const Chain& chain, std::uint32_t step, const cards::Scalars& scalars, RunTimes& times,
                    std::vector<Begun>& begun);
-  Status send_pieces(const Prepared& prepared, const cards::Command& command, protocol::MessageKey key, std::optional<protocol::EndpointId> target);
+  Status send_pieces(const Prepared& prepared, const cards::Command& command, protocol::MessageKey key, std::optional<RowRange> rows);
+  std::vector<std::span<const float>> own_pieces(const Prepared& prepared, const cards::Command& command);
+  /// Memory for `count` values that is free again when nobody shows it.
+  std::shared_ptr<std::vector<float>> relay_buffer(std::uint64_t count);
   Result<protocol::Message> receive(const cards::Command& command, protocol::MessageKey key);
   /// Takes what is due; says when the last of it came.
-  Result<Time> end_exchange(std::uint32_t program, std::uint32_t index, std::uint32_t step);
+  Result<Time> end_exchange(std::uint32_t program, Begun& exchange, std::uint32_t step);
   protocol::MessageKey key_of(std::uint32_t program, const cards::Command& command, std::uint32_t step) const;
   Result<const Prepared*> prepare(std::uint32_t program, std::uint32_t index);
   Status send_region(cards::SlotId slot, const protocol::MessageKey& key, const protocol::Region& region);
@@ -150,6 +164,7 @@ private:
   std::vector<protocol::EndpointId> suspects_;
   std::atomic<bool> cancelled_{false};
   std::shared_ptr<Lent> lent_;
+  std::vector<std::shared_ptr<std::vector<float>>> relay_buffers_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, Prepared> prepared_;  // By program and command.
 };
 

@@ -44,7 +44,7 @@ Result<std::string> programs_text(const topology::Resolved& resolved, const topo
     if (stage.kind != topology::StageKind::denoiser) continue;
     for (std::uint32_t group = 0; group < stage.groups.size(); ++group) {
       for (std::uint32_t rank = 0; rank < stage.groups[group].ranks.size(); ++rank) {
-        const auto layout = actors::seat_of(stage, group, rank).layout;
+        const auto layout = actors::seat_of(plan, stage, group, rank).layout;
         ORRERY_TRY(weights, compiler::denoiser_weights(*folder.transformer, layout, compute));
         ORRERY_TRY(programs, compiler::compile_denoiser(*folder.transformer, weights, layout, compute, denoiser));
         const auto& card = plan.cards[stage.groups[group].ranks[rank].card];
