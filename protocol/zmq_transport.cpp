@@ -196,7 +196,7 @@ public:
     wake_ = ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (wake_ < 0) return Error{ErrorCode::io_failed, "no more file descriptors can be opened"};
     try {
-      context_.emplace(std::getenv("IOT")?atoi(std::getenv("IOT")):1);
+      context_.emplace(1);
       context_->set(zmq::ctxopt::max_sockets, 4096);
       if (protect) {
         // ZeroMQ asks here about every key that knocks; the pump answers. It must be there before anybody can knock.
@@ -372,7 +372,6 @@ private:
 
   void set_common(zmq::socket_t& socket) const {
     socket.set(zmq::sockopt::linger, 0);
-    if(std::getenv("SB")){socket.set(zmq::sockopt::sndbuf,atoi(std::getenv("SB")));socket.set(zmq::sockopt::rcvbuf,atoi(std::getenv("SB")));}
     socket.set(zmq::sockopt::sndhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::rcvhwm, static_cast<int>(options_.queue_frames));
     socket.set(zmq::sockopt::handshake_ivl, 2000);
