@@ -109,11 +109,14 @@ void run_zmq(const Sizes& sizes, int self, int channel) {
   own.copy(address, sizeof address - 1);
   if (::send(channel, address, sizeof address, 0) != sizeof address || ::recv(channel, address, sizeof address, MSG_WAITALL) != sizeof address) std::exit(1);
   dealer.connect(std::string(address));
+  std::atomic<int> lent{0};  // Messages whose bytes ZeroMQ still reads.
   for (const auto bytes : sizes) {
     std::vector<std::byte> data(bytes, std::byte{1});
     const auto turn = [&] {
       for (std::uint64_t at = 0; at < bytes; at += message_bytes)
-        dealer.send(zmq::message_t(data.data() + at, std::min(message_bytes, bytes - at), [](void*, void*) {}, nullptr), zmq::send_flags::none);
+        ++lent;
+        dealer.send(zmq::message_t(data.data() + at, std::min(message_bytes, bytes - at), [](void*, void* count) { --*static_cast<std::atomic<int>*>(count); }, &lent),
+                    zmq::send_flags::none);
       for (std::uint64_t got = 0; got < bytes;) {
         zmq::message_t id, part;
         (void)router.recv(id);
@@ -126,6 +129,7 @@ void run_zmq(const Sizes& sizes, int self, int channel) {
     const auto begin = steady.now();
     for (std::uint64_t i = 0; i < iterations; ++i) turn();
     if (self == 0) print(bytes, microseconds_since(begin) / static_cast<double>(iterations));
+    while (lent > 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
   // Nobody leaves before the other has everything.
   char done = 0;
