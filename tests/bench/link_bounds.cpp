@@ -113,10 +113,11 @@ void run_zmq(const Sizes& sizes, int self, int channel) {
   for (const auto bytes : sizes) {
     std::vector<std::byte> data(bytes, std::byte{1});
     const auto turn = [&] {
-      for (std::uint64_t at = 0; at < bytes; at += message_bytes)
+      for (std::uint64_t at = 0; at < bytes; at += message_bytes) {
         ++lent;
-        dealer.send(zmq::message_t(data.data() + at, std::min(message_bytes, bytes - at), [](void*, void* count) { --*static_cast<std::atomic<int>*>(count); }, &lent),
-                    zmq::send_flags::none);
+        const auto back = [](void*, void* count) { --*static_cast<std::atomic<int>*>(count); };
+        dealer.send(zmq::message_t(data.data() + at, std::min(message_bytes, bytes - at), back, &lent), zmq::send_flags::none);
+      }
       for (std::uint64_t got = 0; got < bytes;) {
         zmq::message_t id, part;
         (void)router.recv(id);
