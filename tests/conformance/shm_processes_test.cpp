@@ -6,7 +6,6 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -17,6 +16,7 @@
 #include "protocol/shm_transport.hpp"
 #include "protocol/zmq_transport.hpp"
 #include "tests/support/child_process.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using namespace orrery;
 using namespace orrery::protocol;
@@ -105,8 +105,8 @@ TEST_CASE("shm processes: the other end", "[.shm-process]") {
 }
 
 TEST_CASE("shm processes: a killed process takes nothing along, and its successor is reached the same way", "[conformance][shm][fault]") {
-  char name[] = "/tmp/orrery-test-XXXXXX";
-  const std::string folder = ::mkdtemp(name);
+  const orrery::testing::TemporaryFolder temporary;
+  const auto& folder = temporary.path();
   {
     Inbox inbox;
     const auto transport = open(folder, 1);
@@ -138,5 +138,4 @@ TEST_CASE("shm processes: a killed process takes nothing along, and its successo
       REQUIRE(until([&] { return !transport->helps(2); }));
     }
   }
-  std::filesystem::remove_all(folder);
 }

@@ -32,21 +32,14 @@
 #include "protocol/shm_transport.hpp"
 #include "protocol/zmq_transport.hpp"
 #include "tests/support/keys.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using namespace orrery;
 using namespace orrery::protocol;
+using orrery::testing::TemporaryFolder;
 using orrery::testing::TestKeys;
 
 namespace {
-
-struct PrivateFolder {
-  std::string path;
-  PrivateFolder() {
-    char name[] = "/tmp/orrery-test-XXXXXX";
-    path = ::mkdtemp(name);
-  }
-  ~PrivateFolder() { std::filesystem::remove_all(path); }
-};
 
 // A network of one kind: makes transports, and waits until something is true.
 class World {
@@ -59,7 +52,7 @@ public:
     if (kind_ == "faulty(0)")
       return std::make_unique<FaultyTransport>(make_inproc_transport(hub_, self, queue_frames), FaultOptions{});
     ZmqOptions options{.self = self, .queue_frames = queue_frames};
-    if (kind_ == "zmq-ipc" || kind_ == "shm-ipc") options.bind = "ipc://" + folder_.path + "/" + std::to_string(self);
+    if (kind_ == "zmq-ipc" || kind_ == "shm-ipc") options.bind = "ipc://" + folder_.path() + "/" + std::to_string(self);
     if (kind_.ends_with("-curve")) options.security = keys_.security("n" + std::to_string(self));
     auto made = make_zmq_transport(options);
     if (!made.ok()) FAIL(made.error().text());
@@ -94,7 +87,7 @@ private:
   std::string kind_;
   LoopbackNetwork loopback_;
   std::shared_ptr<InprocHub> hub_ = make_inproc_hub();
-  PrivateFolder folder_;
+  TemporaryFolder folder_;
   TestKeys keys_{{"n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7"}};
 };
 
@@ -432,8 +425,8 @@ TEST_CASE("zmq transport: a used port or socket is a clear error", "[conformance
   CHECK(second.error().code == ErrorCode::port_in_use);
   CHECK_THAT(second.error().message, Catch::Contains(first.value()->address()));
 
-  PrivateFolder folder;
-  const auto path = "ipc://" + folder.path + "/socket";
+  TemporaryFolder folder;
+  const auto path = "ipc://" + folder.path() + "/socket";
   {
     auto third = make_zmq_transport({.self = 1, .bind = path});
     REQUIRE(third.ok());
@@ -442,7 +435,7 @@ TEST_CASE("zmq transport: a used port or socket is a clear error", "[conformance
     REQUIRE_FALSE(fourth.ok());
     CHECK(fourth.error().code == ErrorCode::port_in_use);
   }
-  CHECK_FALSE(std::filesystem::exists(folder.path + "/socket"));
+  CHECK_FALSE(std::filesystem::exists(folder.path() + "/socket"));
 }
 
 TEST_CASE("zmq transport: addresses are checked before they are used", "[conformance]") {
@@ -459,9 +452,9 @@ TEST_CASE("zmq transport: addresses are checked before they are used", "[conform
   CHECK_FALSE(good.value()->add_peer(2, "nonsense").ok());
   CHECK_FALSE(make_zmq_transport({.self = 1, .bind = "ipc:///" + std::string(200, 'x')}).ok());
 
-  PrivateFolder folder;
-  ::chmod(folder.path.c_str(), 0755);
-  const auto open = make_zmq_transport({.self = 1, .bind = "ipc://" + folder.path + "/socket"});
+  TemporaryFolder folder;
+  ::chmod(folder.path().c_str(), 0755);
+  const auto open = make_zmq_transport({.self = 1, .bind = "ipc://" + folder.path() + "/socket"});
   REQUIRE_FALSE(open.ok());
   CHECK_THAT(open.error().hint, Catch::Contains("chmod 700"));
 

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "protocol/exchange.hpp"
 #include "protocol/zmq_transport.hpp"
 #include "tests/support/child_process.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 using namespace orrery;
 using namespace orrery::protocol;
@@ -76,8 +76,8 @@ TEST_CASE("two processes: the other end", "[.echo-process]") {
 }
 
 TEST_CASE("two processes: messages come back; a killed process is replaced in a new epoch", "[conformance][fault]") {
-  char name[] = "/tmp/orrery-test-XXXXXX";
-  const std::string folder = ::mkdtemp(name);
+  const orrery::testing::TemporaryFolder temporary;
+  const auto& folder = temporary.path();
   {
     const SteadyClock clock;
     auto exchange = open(folder, 0, clock);
@@ -107,5 +107,4 @@ TEST_CASE("two processes: messages come back; a killed process is replaced in a 
     Child third(folder, 2);
     for (std::uint32_t op = 0; op < op_count; ++op) REQUIRE(problem_of(echo(op)) == "");
   }
-  std::filesystem::remove_all(folder);
 }

@@ -2,36 +2,26 @@
 
 #pragma once
 
-#include <cstdlib>
 #include <filesystem>
 #include <string>
+
+#include "tests/support/temporary_folder.hpp"
 
 namespace orrery::launch {
 
 class Scratch {
 public:
-  Scratch() {
-    std::string name = (std::filesystem::temp_directory_path() / "orrery-test-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) std::abort();
-    folder_ = name;
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
-  }
-  std::string path(const std::string& name) const { return folder_ + "/" + name; }
-  const std::string& folder() const { return folder_; }
+  std::string path(const std::string& name) const { return folder() + "/" + name; }
+  const std::string& folder() const { return folder_.path(); }
   /// Files and folders directly inside.
   std::size_t entry_count() const {
     std::size_t count = 0;
-    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder_)) ++count;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder())) ++count;
     return count;
   }
 
 private:
-  std::string folder_;
+  testing::TemporaryFolder folder_;
 };
 
 }  // namespace orrery::launch

@@ -21,6 +21,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/temporary_folder.hpp"
+
 namespace orrery::testing {
 
 struct CommandResult {
@@ -32,36 +34,26 @@ struct CommandResult {
 /// A folder that goes away with this object.
 class ScratchFolder {
 public:
-  ScratchFolder() {
-    std::string pattern = std::filesystem::temp_directory_path().string() + "/orrery-test-XXXXXX";
-    if (::mkdtemp(pattern.data()) == nullptr) std::abort();
-    path_ = pattern;
-    std::filesystem::create_directory(path_ + "/state");
-  }
+  ScratchFolder() { std::filesystem::create_directory(file("state")); }
   ~ScratchFolder() {
     std::error_code ignored;
-    std::filesystem::permissions(path_, std::filesystem::perms::owner_all, ignored);
-    std::filesystem::remove_all(path_, ignored);
+    std::filesystem::permissions(path(), std::filesystem::perms::owner_all, ignored);
   }
   ScratchFolder(const ScratchFolder&) = delete;
   ScratchFolder& operator=(const ScratchFolder&) = delete;
-  const std::string& path() const { return path_; }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::filesystem::create_directories(std::filesystem::path(file(name)).parent_path());
-    std::ofstream(file(name), std::ios::binary) << text;
-    return file(name);
-  }
+  const std::string& path() const { return folder_.path(); }
+  std::string file(const std::string& name) const { return path() + "/" + name; }
+  std::string write(const std::string& name, const std::string& text) const { return folder_.write(name, text); }
   /// What commands left in their state folder, besides nothing.
   std::vector<std::string> leftovers() const {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(path_ + "/state"))
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(file("state")))
       if (!entry.is_directory() || entry.path().filename().string().starts_with("orrery-")) names.push_back(entry.path().string());
     return names;
   }
 
 private:
-  std::string path_;
+  TemporaryFolder folder_;
 };
 
 /// Pids of living processes whose environment names the scratch folder: what a command left running.

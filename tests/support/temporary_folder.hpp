@@ -13,7 +13,7 @@ namespace orrery::testing {
 class TemporaryFolder {
 public:
   TemporaryFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "orrery_test_XXXXXX").string();
+    std::string pattern = (std::filesystem::temp_directory_path() / "orrery-test-XXXXXX").string();
     if (::mkdtemp(pattern.data()) == nullptr) std::abort();
     path_ = pattern;
   }
