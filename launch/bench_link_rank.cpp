@@ -26,6 +26,9 @@ using protocol::RowHolder;
 constexpr Duration patience = std::chrono::seconds(30);
 /// Bytes of a row: what a card's rows have is a few KiB; less lets small vectors be shared out evenly.
 constexpr std::uint64_t row_bytes = 64;
+/// What an all-reduce of much more is cut into: a core's cache holds a rank's part of it, from the sum to the wire.
+constexpr std::uint64_t block_bytes = std::uint64_t{2} << 20;
+constexpr std::size_t blocks_ahead = 2;
 constexpr std::uint32_t reduce_op = 1, gather_op = 2, move_op = 3, barrier_op = 4;
 
 const std::vector<std::pair<std::string, LinkOp>> ops = {
@@ -81,12 +84,12 @@ public:
   Result<OrderedJson> measure(LinkOp op, std::uint64_t bytes, std::uint32_t iterations, std::uint32_t samples, std::uint32_t warmup) {
     ORRERY_TRY_DONE(prepare(op, bytes));
     ORRERY_TRY_DONE(barrier());
-    for (std::uint32_t i = 0; i < warmup; ++i) ORRERY_TRY_DONE(run(op));
+    for (std::uint32_t i = 0; i < warmup; ++i) ORRERY_TRY_DONE(run());
     OrderedJson seconds = OrderedJson::array();
     for (std::uint32_t sample = 0; sample < samples; ++sample) {
       ORRERY_TRY_DONE(barrier());
       const auto begun = clock_.now();
-      for (std::uint32_t i = 0; i < iterations; ++i) ORRERY_TRY_DONE(run(op));
+      for (std::uint32_t i = 0; i < iterations; ++i) ORRERY_TRY_DONE(run());
       seconds.push_back(seconds_of(clock_.now() - begun) / iterations);
     }
     // Once more, into memory that holds no former result.
@@ -95,7 +98,7 @@ public:
       ORRERY_TRY_DONE(output.wait());
       std::fill(output.values().begin(), output.values().end(), -1.0F);
     }
-    ORRERY_TRY_DONE(run(op));
+    ORRERY_TRY_DONE(run());
     const auto wrong = wrong_values(op);
     ORRERY_TRY_DONE(barrier());
     return OrderedJson{{"seconds", seconds}, {"wrong", wrong}};
@@ -114,15 +117,32 @@ public:
   }
 
 private:
-  MessageKey key(std::uint32_t op, EndpointId source, EndpointId target, std::uint16_t part = 0) const {
-    return {1, turn_, 0, part, op, source, target};
+  /// Rows that are reduced and gathered by themselves, while those before and after are on their way.
+  struct Block {
+    std::uint64_t first = 0, rows = 0;
+    protocol::OrderedReduceScatter reduce;
+    protocol::TransferList gather;  // Offsets within the block. Empty: the sum comes in one turn.
+  };
+
+  MessageKey key(std::uint32_t op, EndpointId source, EndpointId target, std::uint16_t part = 0, std::size_t block = 0) const {
+    return {1, turn_, static_cast<std::uint16_t>(block), part, op, source, target};
   }
-  RowRange rows_of(std::uint32_t rank) const { return {rows_ * rank / ranks_, rows_ * (rank + 1) / ranks_}; }
+  RowRange part_of(std::uint64_t rows, std::uint32_t rank) const { return {rows * rank / ranks_, rows * (rank + 1) / ranks_}; }
+  RowRange rows_of(std::uint32_t rank) const { return part_of(rows_, rank); }
   std::uint64_t bytes_of(RowRange rows) const { return rows.count() * row_bytes; }
-  std::vector<RowHolder> holders() const {
-    std::vector<RowHolder> all;
-    for (std::uint32_t rank = 0; rank < ranks_; ++rank) all.push_back({rank, rows_of(rank)});
-    return all;
+  protocol::TransferList gather_of(std::uint64_t rows) const {
+    std::vector<RowHolder> holders;
+    for (std::uint32_t rank = 0; rank < ranks_; ++rank) holders.push_back({rank, part_of(rows, rank)});
+    return protocol::all_gather_rows(holders, rows, self_, row_bytes);
+  }
+
+  Status add_block(LinkOp op, std::uint64_t first, std::uint64_t rows) {
+    const bool in_one_turn = op == LinkOp::all_reduce && protocol::OrderedReduceScatter::in_one_turn(rows * row_bytes, ranks_);
+    std::vector<protocol::ReduceRank> group;
+    for (std::uint32_t rank = 0; rank < ranks_; ++rank) group.push_back({rank, {rank}, in_one_turn ? RowRange{0, rows} : part_of(rows, rank)});
+    ORRERY_TRY(reduce, protocol::OrderedReduceScatter::create(ranks_, std::move(group), self_, row_bytes / sizeof(float)));
+    blocks_.push_back({first, rows, std::move(reduce), op == LinkOp::all_reduce && !in_one_turn ? gather_of(rows) : protocol::TransferList{}});
+    return Done{};
   }
 
   Status prepare(LinkOp op, std::uint64_t bytes) {
@@ -130,7 +150,7 @@ private:
     for (auto& output : outputs_) ORRERY_TRY_DONE(output.wait());
     rows_ = bytes / row_bytes;
     const auto own = bytes_of(rows_of(self_));
-    reduce_.reset();
+    blocks_.clear();
     transfers_ = {};
     input_.resize(op == LinkOp::all_gather ? own : bytes);
     for (auto& output : outputs_) output.resize(op == LinkOp::reduce_scatter ? own : bytes);
@@ -138,18 +158,15 @@ private:
     const auto first = op == LinkOp::all_gather ? rows_of(self_).begin * (row_bytes / sizeof(float)) : 0;
     for (std::uint64_t i = 0; i < input_.values().size(); ++i) input_.values()[i] = value_of(first + i, op == LinkOp::all_gather ? 0 : self_);
 
-    if (op == LinkOp::all_reduce || op == LinkOp::reduce_scatter) {
-      std::vector<protocol::ReduceRank> group;
-      in_one_turn_ = op == LinkOp::all_reduce && protocol::OrderedReduceScatter::in_one_turn(bytes, ranks_);
-      for (std::uint32_t rank = 0; rank < ranks_; ++rank)
-        group.push_back({rank, {rank}, in_one_turn_ ? RowRange{0, rows_} : rows_of(rank)});
-      ORRERY_TRY(made, protocol::OrderedReduceScatter::create(ranks_, std::move(group), self_, row_bytes / sizeof(float)));
-      reduce_ = std::make_unique<protocol::OrderedReduceScatter>(std::move(made));
-    }
     switch (op) {
-      case LinkOp::all_reduce:
-      case LinkOp::all_gather: transfers_ = protocol::all_gather_rows(holders(), rows_, self_, row_bytes); break;
-      case LinkOp::reduce_scatter: break;
+      case LinkOp::all_reduce: {
+        const auto block_rows = block_bytes / row_bytes;
+        for (std::uint64_t begin = 0; begin < rows_; begin += block_rows)
+          ORRERY_TRY_DONE(add_block(op, begin, std::min(block_rows, rows_ - begin)));
+        break;
+      }
+      case LinkOp::reduce_scatter: ORRERY_TRY_DONE(add_block(op, 0, rows_)); break;
+      case LinkOp::all_gather: transfers_ = gather_of(rows_); break;
       case LinkOp::all_to_all: {
         std::vector<protocol::SliceRowHolder> group;
         const auto all = rows_ / ranks_;  // Of one slice; the input is [slices][own rows].
@@ -175,55 +192,69 @@ private:
   }
 
   /// Two outputs in turn, as programs have slots: what was lent comes back meanwhile.
-  Status run(LinkOp op) {
+  Status run() {
     ++turn_;
     auto& output = outputs_[turn_ % outputs_.size()];
     last_ = &output;
     ORRERY_TRY_DONE(output.wait());
-    if (!reduce_) return transfer(input_, output, move_op);
-    ORRERY_TRY_DONE(reduce(output));
-    return op == LinkOp::all_reduce && !in_one_turn_ ? gather(output) : Status(Done{});
-  }
-
-  Status reduce(LentBuffer& output) {
-    const std::uint64_t width = row_bytes / sizeof(float);
-    for (const auto& due : reduce_->sends())
-      ORRERY_TRY_DONE(exchange_.send(key(reduce_op, self_, due.target, due.part), DType::f32, {due.rows.count(), width}, input_.lend(due.offset, due.bytes)));
-    std::vector<protocol::Message> received;
-    received.reserve(reduce_->receives().size());
-    for (const auto& due : reduce_->receives()) {
-      ORRERY_TRY(message, exchange_.receive(key(reduce_op, due.source, self_, due.part), clock_.now() + patience));
-      received.push_back(std::move(message));
+    if (blocks_.empty()) return transfer(input_, output);
+    // While a block is added up, those after it are on their way, and the one before it comes home.
+    for (std::size_t block = 0; block < std::min(blocks_ahead, blocks_.size()); ++block) ORRERY_TRY_DONE(send_parts(block));
+    for (std::size_t block = 0; block < blocks_.size(); ++block) {
+      if (block + blocks_ahead < blocks_.size()) ORRERY_TRY_DONE(send_parts(block + blocks_ahead));
+      ORRERY_TRY_DONE(add_up(block, output));
+      if (block > 0) ORRERY_TRY_DONE(take_sums(block - 1, output));
     }
-    const std::span<const float> own = input_.values();
-    const auto rows = reduce_->rows();
+    ORRERY_TRY_DONE(take_sums(blocks_.size() - 1, output));
+    return Done{};
+  }
+
+  Status send_parts(std::size_t index) {
+    const auto& block = blocks_[index];
+    for (const auto& due : block.reduce.sends())
+      ORRERY_TRY_DONE(exchange_.send(key(reduce_op, self_, due.target, due.part, index), DType::f32, {due.rows.count(), block.reduce.width()},
+                                     input_.lend(block.first * row_bytes + due.offset, due.bytes)));
+    return Done{};
+  }
+
+  /// Own rows of the sum lie in their place already.
+  Status add_up(std::size_t index, LentBuffer& output) {
+    const auto& block = blocks_[index];
+    const auto width = block.reduce.width();
+    received_.clear();
+    for (const auto& due : block.reduce.receives()) {
+      ORRERY_TRY(message, exchange_.receive(key(reduce_op, due.source, self_, due.part, index), clock_.now() + patience));
+      received_.push_back(std::move(message));
+    }
+    const std::span<const float> own = input_.values().subspan(block.first * width, block.rows * width);
+    const auto rows = block.reduce.rows();
     const bool whole = output.values().size() == input_.values().size();
-    return reduce_->combine(std::span(&own, 1), received, output.values().subspan(whole ? rows.begin * width : 0, rows.count() * width));
+    ORRERY_TRY_DONE(block.reduce.combine(std::span(&own, 1), received_, output.values().subspan(whole ? (block.first + rows.begin) * width : 0, rows.count() * width)));
+    received_.clear();
+    for (const auto& due : block.gather.sends)
+      ORRERY_TRY_DONE(exchange_.send(key(gather_op, self_, due.target, due.part, index), DType::f32, {due.region.bytes() / sizeof(float)},
+                                     output.lend((block.first + rows.begin) * row_bytes + due.region.offset, due.region.bytes())));
+    return Done{};
   }
 
-  /// Own rows lie in their place already.
-  Status gather(LentBuffer& output) {
-    const auto first = bytes_of({0, rows_of(self_).begin});
-    for (const auto& due : transfers_.sends)
-      ORRERY_TRY_DONE(exchange_.send(key(gather_op, self_, due.target, due.part), DType::f32, {due.region.bytes() / sizeof(float)},
-                                     output.lend(first + due.region.offset, due.region.bytes())));
-    return take(output, gather_op);
+  Status take_sums(std::size_t index, LentBuffer& output) {
+    return take(blocks_[index].gather.receives, output.bytes().subspan(blocks_[index].first * row_bytes), gather_op, index);
   }
 
-  Status transfer(LentBuffer& input, LentBuffer& output, std::uint32_t op) {
+  Status transfer(LentBuffer& input, LentBuffer& output) {
     for (const auto& due : transfers_.sends)
-      ORRERY_TRY_DONE(exchange_.send(key(op, self_, due.target, due.part), DType::f32, {due.region.bytes() / sizeof(float)},
+      ORRERY_TRY_DONE(exchange_.send(key(move_op, self_, due.target, due.part), DType::f32, {due.region.bytes() / sizeof(float)},
                                      input.lend(due.region.offset, due.region.bytes())));
     for (const auto& copy : transfers_.copies) protocol::copy_region(input.bytes(), copy.source, output.bytes(), copy.target);
     // A root that only sends would run away from the others.
     if (transfers_.receives.empty()) return input.wait();
-    return take(output, op);
+    return take(transfers_.receives, output.bytes(), move_op);
   }
 
-  Status take(LentBuffer& output, std::uint32_t op) {
-    for (const auto& due : transfers_.receives) {
-      ORRERY_TRY(message, exchange_.receive(key(op, due.source, self_, due.part), clock_.now() + patience));
-      ORRERY_TRY_DONE(protocol::copy_in(message, due.region, output.bytes()));
+  Status take(const std::vector<protocol::TransferReceive>& receives, std::span<std::byte> place, std::uint32_t op, std::size_t block = 0) {
+    for (const auto& due : receives) {
+      ORRERY_TRY(message, exchange_.receive(key(op, due.source, self_, due.part, block), clock_.now() + patience));
+      ORRERY_TRY_DONE(protocol::copy_in(message, due.region, place));
     }
     return Done{};
   }
@@ -261,12 +292,12 @@ private:
   protocol::Exchange& exchange_;
   std::uint32_t turn_ = 0;
   std::uint64_t rows_ = 0;
-  bool in_one_turn_ = false;  // A short all-reduce: nothing is left to gather.
   LentBuffer input_;
   std::vector<LentBuffer> outputs_{2};
   LentBuffer* last_ = nullptr;
-  std::unique_ptr<protocol::OrderedReduceScatter> reduce_;
-  protocol::TransferList transfers_;
+  std::vector<Block> blocks_;         // Of what adds up.
+  protocol::TransferList transfers_;  // Of what only moves.
+  std::vector<protocol::Message> received_;
 };
 
 Status say(const OrderedJson& line) { return write_out(line.dump() + "\n"); }

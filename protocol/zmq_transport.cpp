@@ -36,6 +36,9 @@ constexpr auto short_pause = std::chrono::milliseconds(1);
 constexpr int receive_batch = 64;
 // ZeroMQ's own; messages that fit into it are not read straight into memory of their own.
 constexpr std::size_t receive_buffer_bytes = 8192;
+// Of the kernel, which doubles it. Left to itself it grows to 4 MiB, beyond the processor's caches: a tenth slower on one
+// machine. 1 MiB on the way keeps 100 Gbit/s busy at 80 us.
+constexpr int send_buffer_bytes = 512 << 10;
 
 // A connection's name at the other side's ROUTER: 'P', the process number (big endian), and eight bytes that nobody can
 // guess. Names alike would let whoever takes another's name push the other's connection out.
@@ -524,6 +527,7 @@ private:
     }
     link.dealer.set(zmq::sockopt::routing_id, routing_id_of(options_.self));
     link.dealer.set(zmq::sockopt::immediate, true);  // Nothing is queued for a peer that is not there.
+    link.dealer.set(zmq::sockopt::sndbuf, send_buffer_bytes);
     link.dealer.set(zmq::sockopt::connect_timeout, 1000);
     link.dealer.set(zmq::sockopt::reconnect_ivl, 50);
     link.dealer.set(zmq::sockopt::reconnect_ivl_max, 1000);
