@@ -402,10 +402,11 @@ Channel::Event Channel::on_data(const FrameHeader& header, Shard& payload, Time 
   payload = Shard(std::make_shared<const CreditedPayload>(std::move(payload), account_, charge), view);
 
   const bool last = header.chunk_offset + header.payload_bytes == header.message_bytes;
-  if (last || had_gap || !received_after_.empty() || ++unacked_frames_ >= ack_every_frames)
+  const bool waits_for_it = last && header.message_bytes > small_message_bytes;
+  if (waits_for_it || had_gap || !received_after_.empty() || ++unacked_frames_ >= ack_every_frames)
     ack_due_ = true;
-  else if (!ack_at_)
-    ack_at_ = now + options_.ack_delay;
+  else
+    ack_at_ = std::min(ack_at_.value_or(Time::max()), now + (last ? options_.small_ack_delay : options_.ack_delay));
   return Event::chunk;
 }
 

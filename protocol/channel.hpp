@@ -46,7 +46,11 @@ struct ChannelOptions {
   Duration resend_after_max = std::chrono::milliseconds(1000);
   Duration probe_after = std::chrono::milliseconds(100);
   Duration ack_delay = std::chrono::milliseconds(2);  // For a chunk in the middle of a message.
+  Duration small_ack_delay = std::chrono::microseconds(500);  // For a small message: an answer mostly takes the ack along.
 };
+
+/// Nobody waits for the memory of messages up to this size: Exchange::send copies them.
+constexpr std::uint64_t small_message_bytes = 8192;
 
 /// Who talks to whom, of which plan.
 struct ChannelIdentity {

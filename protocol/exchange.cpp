@@ -146,6 +146,7 @@ struct Exchange::State {
   std::uint64_t frames_unknown = 0;
   PeerStatistics gone;  // Of peers that were let go of.
   Time timer_due = Time::max();
+  bool sent_since_tick = false;
   bool helper_inside = false;  // One waiter sleeps in the transport and handles frames itself.
   FrameHeader header;  // Reused for every frame sent.
 
@@ -205,6 +206,7 @@ struct Exchange::State {
         break;
       }
       channel.sent(now);
+      sent_since_tick = true;
     }
     afterwards.shards.push_back(std::move(payload));
     std::ranges::move(channel.take_released(), std::back_inserter(afterwards.shards));
@@ -234,6 +236,8 @@ struct Exchange::State {
       flush(id, peer, afterwards);
       next = std::min(next, due_of(peer, now));
     }
+    // The next frame will want a timer of that length: to be awake by then costs less than to be rung for each.
+    if (std::exchange(sent_since_tick, false)) next = std::min(next, now + options.resend_after);
     timer_due = next;
     // Under a clock that a test turns, sleeping waiters learn of the time here.
     for (auto& [key, waiter] : waiters) wake(*waiter);
@@ -612,6 +616,7 @@ Status Exchange::send(const MessageKey& key, DType dtype, Shape shape, Shard byt
   }
 
   // Copies and checksums read every byte: before the lock, on the sender's thread.
+  if (bytes.size() <= small_message_bytes) bytes = Shard::copy_of(bytes.bytes());
   OutgoingMessage message{.key = key, .dtype = dtype, .shape = std::move(shape), .bytes = std::move(bytes)};
   message.chunk_bytes = chunk_bytes_for(state.options.chunk_bytes, message.shape, dtype);
   bool bare = false;

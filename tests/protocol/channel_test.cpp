@@ -111,11 +111,30 @@ TEST_CASE("channel: a message arrives in its chunks and is let go of when acked"
   CHECK(pair.right.chunks[0].header.key.op == 3);
   CHECK(pair.right.chunks[2].header.chunk_offset == 200);
   CHECK(pair.right.chunks[2].payload.size() == 50);
+  // Small: its ack waits a moment for a frame that goes the same way.
+  CHECK(pair.left.channel->unacked_bytes() == 250);
+  CHECK(pair.right.channel->next_due(pair.clock.now()) == pair.clock.now() + pair.options.small_ack_delay);
+  pair.clock.advance(pair.options.small_ack_delay);
+  pair.settle();
   CHECK(pair.left.channel->idle());
   CHECK(pair.left.channel->unacked_bytes() == 0);
   CHECK(pair.left.channel->take_released().size() == 1);
   CHECK(pair.left.statistics.frames_sent == 3);
   CHECK(pair.left.statistics.frames_resent == 0);
+}
+
+TEST_CASE("channel: an answer takes the ack of a small message along, and a large one is acked at once", "[protocol][channel]") {
+  Pair pair;
+  pair.connect();
+  pair.left.send(3, 50);
+  pair.settle();
+  CHECK(pair.left.channel->unacked_bytes() == 50);
+  pair.right.send(4, 50);
+  pair.settle();
+  CHECK(pair.left.channel->unacked_bytes() == 0);
+  pair.left.send(5, small_message_bytes + 1);
+  pair.settle();
+  CHECK(pair.left.channel->unacked_bytes() == 0);
 }
 
 TEST_CASE("channel: nothing is sent before both know each other", "[protocol][channel]") {

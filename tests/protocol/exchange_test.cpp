@@ -160,9 +160,9 @@ TEST_CASE("exchange: bytes sent away are borrowed until they are acked", "[proto
   Simulation world;
   world.open(2);
   world.faults[0]->cut(1);
-  const auto bytes = pattern(5000, 1);
+  const auto bytes = pattern(10'000, 1);
   bool released = false;
-  REQUIRE(world.processes[0]->send(key_of(0, 10), DType::u8, {5000}, Shard(std::span(bytes), [&] { released = true; })).ok());
+  REQUIRE(world.processes[0]->send(key_of(0, 10), DType::u8, {10'000}, Shard(std::span(bytes), [&] { released = true; })).ok());
   world.run(300ms);
   CHECK_FALSE(released);
   world.faults[0]->heal(1);
@@ -171,6 +171,12 @@ TEST_CASE("exchange: bytes sent away are borrowed until they are acked", "[proto
   CHECK_FALSE(released);
   CHECK(world.processes[0]->statistics().peers.at(1).unacked_bytes == 0);
   REQUIRE(world.processes[1]->try_receive(key_of(0, 10)));
+  CHECK(released);
+
+  // Small ones are copied: nobody waits for their memory.
+  released = false;
+  world.faults[0]->cut(1);
+  REQUIRE(world.processes[0]->send(key_of(0, 10, 2), DType::u8, {100}, Shard(std::span(bytes).first(100), [&] { released = true; })).ok());
   CHECK(released);
 }
 
