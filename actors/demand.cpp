@@ -22,8 +22,11 @@ StageDemand stage_of(StageKind kind, const compiler::ComponentFigures& figures) 
   stage.text_rows = figures.text_rows;
   stage.weight_bytes_replicated = figures.weight_bytes_replicated;
   stage.weight_bytes_sliced = figures.weight_bytes_sliced;
-  stage.activation_bytes_fixed = figures.activation_bytes_fixed;
-  stage.activation_bytes_split = figures.activation_bytes_split;
+  stage.weight_padding_replicated = figures.weight_padding_replicated;
+  stage.weight_padding_sliced = figures.weight_padding_sliced;
+  for (const auto& lane : figures.lanes)
+    stage.lanes.push_back({lane.split == compiler::Split::sequence ? topology::Split::sequence : topology::Split::tensor,
+                           lane.groups > 1, lane.slices, lane.pieces, lane.bytes});
   stage.flops_linear = figures.flops_linear;
   stage.flops_attention = figures.flops_attention;
   stage.reduce_element_bytes = figures.reduce_element_bytes;

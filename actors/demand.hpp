@@ -14,8 +14,9 @@
 namespace orrery::actors {
 
 /// The defaults of a request: the YAML file's, which stand for the folder's generation_config.json too.
-/// Exact for weights and lane memory, because the programs themselves are counted; compiles each component once
-/// (milliseconds). Reads no weights. Fails with invalid_model when a component is missing, and with invalid_request
+/// Exact for weights and nearly so for lane memory, because the programs themselves are counted: compiles each component once
+/// for each share that a card may have (tens of milliseconds, for the published models some hundreds). Weights are counted as
+/// the kernels of this machine pack them. Reads no weights. Fails with invalid_model when a component is missing, and with invalid_request
 /// when the size does not suit the model.
 Result<topology::Demand> demand_of_folder(const compiler::ModelFolder& folder, const topology::ModelSpec& model,
                                           const topology::RequestShape& shape);

@@ -51,6 +51,12 @@ std::uint64_t bytes_on_card(const WeightSpec& spec) {
   return is_matrix(spec.form) ? PackedMatrix::packed_bytes(spec.rows(), spec.columns(), spec.dtype) : aligned(spec.bytes());
 }
 
+std::uint64_t bytes_on_card(const WeightSet& set) {
+  std::uint64_t bytes = 0;
+  for (const auto& spec : set.weights) bytes += bytes_on_card(spec);
+  return bytes;
+}
+
 namespace {
 
 /// Reads rows of one tensor's part in the dtype of its spec; as f32 where that is i8.
@@ -167,13 +173,9 @@ Result<PlacedWeight> place(const WeightSpec& spec, const WeightSource& source, s
 Result<std::shared_ptr<const LoadedWeights>> load(std::shared_ptr<const WeightSet> set, const WeightSource& source,
                                                   DeviceMemory& memory,
                                                   const std::function<bool(std::uint64_t bytes_done)>& progress) {
-  std::uint64_t needed = 0;
-  for (const auto& spec : set->weights) {
-    ORRERY_TRY_DONE(check_spec(spec));
-    needed += bytes_on_card(spec);
-  }
+  for (const auto& spec : set->weights) ORRERY_TRY_DONE(check_spec(spec));
   auto loaded = std::make_shared<LoadedWeights>();
-  ORRERY_TRY(block, memory.reserve(needed, "the weights of " + set->component));
+  ORRERY_TRY(block, memory.reserve(bytes_on_card(*set), "the weights of " + set->component));
   loaded->block = std::move(block);
   ORRERY_TRY_DONE(check(*set, source));
   loaded->set = set;

@@ -19,8 +19,11 @@ namespace orrery::cards {
 
 /// Says what is wrong with a set before anything of it is read: a specification, or a tensor that is not as specified.
 Status check(const WeightSet& set, const WeightSource& source);
-/// Of one weight in its form on the card, padding included; a multiple of 64.
+/// Of one weight in its form on the card, padding included; a multiple of 64. Padding is that of this process's kernels:
+/// panels of a fixed number of columns, so narrow slices take up to twice their elements.
 std::uint64_t bytes_on_card(const WeightSpec& spec);
+/// Of all weights of a set: what `load` reserves.
+std::uint64_t bytes_on_card(const WeightSet& set);
 
 /// A weight in card memory, with what it points to.
 struct PlacedWeight {

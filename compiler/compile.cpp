@@ -4,6 +4,8 @@
 #include <numeric>
 #include <set>
 
+#include "base/slice_tree.hpp"
+#include "cards/weight_loader.hpp"
 #include "compiler/models/cosmos_transformer.hpp"
 #include "compiler/models/t5_encoder.hpp"
 #include "compiler/passes/passes.hpp"
@@ -194,57 +196,61 @@ Result<std::shared_ptr<const cards::ProgramSet>> compile_text_encoder(const Text
 
 namespace {
 
-/// Bytes of weights and lanes of `whole` (one card) and of the first of two cards.
-struct Sizes {
-  std::uint64_t replicated = 0, sliced = 0, lane_whole = 0, lane_part = 0;
-  double share = 1;
-};
-
-void fill_sizes(ComponentFigures& figures, const Sizes& sizes) {
-  figures.weight_bytes_replicated = sizes.replicated;
-  figures.weight_bytes_sliced = sizes.sliced;
-  figures.activation_bytes_fixed = sizes.lane_whole;
-  // Lane memory is close to fixed + share * split: two points give the line.
-  if (sizes.share < 1 && sizes.lane_whole > sizes.lane_part) {
-    const auto split = static_cast<double>(sizes.lane_whole - sizes.lane_part) / (1 - sizes.share);
-    figures.activation_bytes_split = std::min(sizes.lane_whole, static_cast<std::uint64_t>(split));
-    figures.activation_bytes_fixed = sizes.lane_whole - figures.activation_bytes_split;
-  }
-}
-
-/// Slices [0, half) on this rank, the others on a second one.
-Layout first_of_two(std::uint32_t slice_count) {
-  auto layout = single_card(slice_count);
-  auto& owned = layout.owned[0];
-  owned.push_back({owned[0].begin() + slice_count / 2, owned[0].end()});
-  owned[0].resize(slice_count / 2);
+/// A rank that owns `count` slices, the last ones or the first, among ranks that own as many (the one at the other end: what is
+/// left); alike in all groups.
+Layout end_of_many(std::uint32_t slice_count, std::uint32_t count, bool last, Split split, std::uint32_t groups) {
+  Layout layout;
+  layout.slice_count = slice_count;
+  layout.split = split;
+  layout.owned.assign(groups, {});
+  for (auto& group : layout.owned)
+    for (std::uint32_t slice = 0; slice < slice_count; ++slice) {
+      if (slice == 0 || (last ? slice_count - slice : slice) % count == 0) group.emplace_back();
+      group.back().push_back(slice);
+    }
+  if (last) layout.rank = layout.rank_count() - 1;
   return layout;
 }
 
+/// Up to here each number of slices has a size of its own; then the powers of two, all but one, and all.
+constexpr std::uint32_t lane_each_max = 8;
+
+/// Fills in bytes of weights and lanes; the arguments say in which splits, and in how many groups at most, the component may run.
 template <class GraphOf>
-Result<Sizes> sizes_of(std::uint32_t slice_count, const GraphOf& graph_of) {
-  Sizes sizes;
-  const auto whole = single_card(slice_count);
+Status fill_sizes(ComponentFigures& figures, std::uint32_t slice_count, std::initializer_list<Split> splits, std::uint32_t groups_max,
+                  const GraphOf& graph_of) {
+  figures.slices = slice_count;
   const Graph graph = graph_of();
-  const auto weights = weights_of(graph, whole);
+  const auto weights = weights_of(graph, single_card(slice_count));
   for (const auto& weight : weights->weights) {
     const bool part = weight.form == cards::WeightForm::matrix &&
                       (weight.rows() < weight.shape[0] || weight.columns() < weight.shape[1]);
-    (part ? sizes.sliced : sizes.replicated) += weight.bytes();
+    (part ? figures.weight_bytes_sliced : figures.weight_bytes_replicated) += weight.bytes();
+    (part ? figures.weight_padding_sliced : figures.weight_padding_replicated) += cards::bytes_on_card(weight) - weight.bytes();
   }
-  const auto lane_bytes = [&](const Layout& layout) -> Result<std::uint64_t> {
-    ORRERY_TRY(set, compile_graph(graph, weights_of(graph, layout), layout));
-    return set->lane_bytes();
+  const auto add_lane = [&](Split split, std::uint32_t groups, std::uint32_t count) -> Status {
+    LaneSize lane{split, groups, count, 0, 0};
+    // The last rank has the most rows, since shares are rounded down. Without pieces, one row less can take more: slots are
+    // placed by their sizes.
+    for (const bool last : {true, false}) {
+      if (!last && split == Split::tensor) continue;
+      const auto layout = end_of_many(slice_count, count, last, split, groups);
+      ORRERY_TRY(set, compile_graph(graph, weights_of(graph, layout), layout));
+      lane.pieces = static_cast<std::uint32_t>(pieces_of(layout.slices(), slice_count).size());
+      lane.bytes = std::max(lane.bytes, set->lane_bytes());
+    }
+    figures.lanes.push_back(lane);
+    return Done{};
   };
-  ORRERY_TRY(lane_whole, lane_bytes(whole));
-  sizes.lane_whole = lane_whole;
-  if (slice_count > 1) {
-    const auto two = first_of_two(slice_count);
-    ORRERY_TRY(lane_part, lane_bytes(two));
-    sizes.lane_part = lane_part;
-    sizes.share = static_cast<double>(two.slices().size()) / slice_count;
-  }
-  return sizes;
+  for (const auto split : splits)
+    for (std::uint32_t groups = 1; groups <= groups_max; ++groups) {
+      for (std::uint32_t count = 1; count < slice_count; count = count < lane_each_max ? count + 1 : 2 * count)
+        ORRERY_TRY_DONE(add_lane(split, groups, count));
+      // With nearly everything there still is an exchange, so that the line does not go on to everything.
+      if (slice_count > lane_each_max + 1) ORRERY_TRY_DONE(add_lane(split, groups, slice_count - 1));
+      ORRERY_TRY_DONE(add_lane(split, groups, slice_count));
+    }
+  return Done{};
 }
 
 }  // namespace
@@ -253,10 +259,9 @@ Result<ComponentFigures> denoiser_figures(const TransformerConfig& config, Compu
                                           std::uint32_t slice_count) {
   ORRERY_TRY_DONE(check_slices(single_card(slice_count), config.heads, config.feed_forward()));
   ORRERY_TRY_DONE(check_denoiser(config, shape));
-  ORRERY_TRY(sizes, sizes_of(slice_count, [&] { return denoiser_graph(config, compute, shape, slice_count); }));
   ComponentFigures figures;
-  fill_sizes(figures, sizes);
-  figures.slices = slice_count;
+  ORRERY_TRY_DONE(fill_sizes(figures, slice_count, {Split::tensor, Split::sequence}, shape.guidance ? 2 : 1,
+                             [&] { return denoiser_graph(config, compute, shape, slice_count); }));
   figures.blocks = static_cast<std::uint32_t>(config.layers);
   figures.rows = shape.frames / config.patch[0] * (shape.height / config.patch[1]) * (shape.width / config.patch[2]);
   figures.width = config.width();
@@ -278,11 +283,9 @@ Result<ComponentFigures> text_encoder_figures(const TextEncoderConfig& config, C
   ORRERY_TRY_DONE(check_slices(single_card(slice_count), config.heads, config.feed_forward));
   if (rows == 0 || rows > extent_max)
     return Error{ErrorCode::invalid_request, "a text of " + std::to_string(rows) + " tokens cannot be encoded"};
-  ORRERY_TRY(sizes,
-             sizes_of(slice_count, [&] { return text_encoder_graph(config, compute, rows, false, slice_count); }));
   ComponentFigures figures;
-  fill_sizes(figures, sizes);
-  figures.slices = slice_count;
+  ORRERY_TRY_DONE(fill_sizes(figures, slice_count, {Split::tensor}, 1,
+                             [&] { return text_encoder_graph(config, compute, rows, false, slice_count); }));
   figures.blocks = static_cast<std::uint32_t>(config.layers);
   figures.rows = rows;
   figures.width = config.width;

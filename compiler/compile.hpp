@@ -133,6 +133,16 @@ Result<std::shared_ptr<const cards::ProgramSet>> compile_text_encoder(const Text
 
 // --- what the planner asks ----------------------------------------------------------------------------------
 
+/// Lane memory of a rank that owns some slices in a row, `pieces` of the slice tree, in a group (of `groups`) where others own
+/// the rest.
+struct LaneSize {
+  Split split = Split::tensor;
+  std::uint32_t groups = 1;
+  std::uint32_t slices = 1;
+  std::uint32_t pieces = 1;
+  std::uint64_t bytes = 0;
+};
+
 /// Figures of one component at one request size; bytes on a card in the compute dtype, work of one forward of one
 /// branch, all slices together. From the config alone, so also for models whose files are elsewhere.
 struct ComponentFigures {
@@ -143,9 +153,11 @@ struct ComponentFigures {
   std::uint64_t text_rows = 0;
   std::uint64_t weight_bytes_replicated = 0;
   std::uint64_t weight_bytes_sliced = 0;
-  /// A card with share s of the slices needs about fixed + s * split bytes of lane memory.
-  std::uint64_t activation_bytes_fixed = 0;
-  std::uint64_t activation_bytes_split = 0;
+  /// What they take beyond that in the form that cards keep (cards/weight_loader.hpp).
+  std::uint64_t weight_padding_replicated = 0;
+  std::uint64_t weight_padding_sliced = 0;
+  /// By split and groups, slices ascending from 1 to all: up to 8 each number, then some.
+  std::vector<LaneSize> lanes;
   double flops_linear = 0;
   double flops_attention = 0;
   std::uint32_t reduces_per_block = 0;     // Tensor split: reduce-scatter + all-gather.

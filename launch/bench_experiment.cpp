@@ -139,7 +139,7 @@ void predict(const topology::Plan& plan, BenchRow& row) {
   for (const auto& link : plan.links) bytes += static_cast<double>(link.bytes_per_step);
   row.bytes_per_step = bytes;
   std::uint64_t peak = 0;
-  for (const auto& bill : plan.bills) peak = std::max(peak, bill.total());
+  for (const auto& bill : plan.bills) peak = std::max(peak, row.requests > 1 ? bill.total() : bill.one_video());
   row.peak_card_bytes = peak;
   // Busy time goes with slices, and with how slow the card is.
   double most = 0, sum = 0;

@@ -154,6 +154,43 @@ double latency_of(const ClusterSpec& cluster, const std::vector<CardView>& views
   return most;
 }
 
+/// Between the sizes that are known, the line: a lane is the largest of several sums that are linear in the rank's share.
+std::uint64_t lane_bytes(const StageDemand& stage, Split split, std::uint64_t slices, std::size_t pieces, bool two_groups) {
+  const LaneSize* below = nullptr;
+  const LaneSize* above = nullptr;
+  for (const auto& lane : stage.lanes) {
+    if (lane.two_groups != two_groups || (stage.sequence_split && lane.split != split)) continue;
+    if (lane.slices <= slices) below = &lane;
+    if (lane.slices >= slices && above == nullptr) above = &lane;
+  }
+  ORRERY_CHECK(below != nullptr && above != nullptr);
+  auto bytes = static_cast<double>(below->bytes);
+  if (above != below)
+    bytes += (static_cast<double>(above->bytes) - bytes) * static_cast<double>(slices - below->slices) / (above->slices - below->slices);
+  // Each further piece of the slice tree is at most one more partial sum of all rows, and a little for gaps beside it.
+  const auto counted = std::min<std::size_t>(below->pieces, above->pieces);
+  if (split == Split::tensor && pieces > counted)
+    bytes += 1.0625 * static_cast<double>(pieces - counted) * static_cast<double>(stage.rows * stage.width) * stage.reduce_element_bytes;
+  return static_cast<std::uint64_t>(bytes);
+}
+
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices, std::size_t pieces,
+                     bool two_groups) {
+  const std::uint64_t whole = std::max(1U, stage.slices);
+  MemoryBill bill;
+  const auto sliced = stage.weight_bytes_sliced + stage.weight_padding_sliced;
+  bill.weights = stage.weight_bytes_replicated + stage.weight_padding_replicated +
+                 (split == Split::tensor ? part_of(sliced, slices, whole) : sliced);
+  // One block in use and one on its way.
+  if (demand.streamed_weights) bill.weights = std::min(bill.weights, 2 * (bill.weights / std::max(1U, stage.blocks) + 1));
+  if (!stage.lanes.empty())
+    bill.activations = lane_bytes(stage, split, slices, pieces, two_groups);
+  else
+    bill.activations = stage.activation_bytes_fixed + part_of(stage.activation_bytes_split, slices, whole) +
+                       (two_groups ? 2 * demand.latent_bytes : 0);
+  return bill;
+}
+
 }  // namespace
 
 std::vector<CardView> views_of(const ClusterSpec& cluster, const std::string& dtype,
@@ -177,23 +214,14 @@ double stage_seconds_on(const StageDemand& stage, const CardView& card) {
   return stage.flops_linear / card.linear + stage.flops_attention / card.attention;
 }
 
-MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices,
-                     std::uint64_t ranks, bool two_groups) {
-  const std::uint64_t whole = std::max(1U, stage.slices);
-  MemoryBill bill;
-  bill.weights =
-      stage.weight_bytes_replicated +
-      (split == Split::tensor ? part_of(stage.weight_bytes_sliced, slices, whole) : stage.weight_bytes_sliced);
-  // One block in use and one on its way.
-  if (demand.streamed_weights) bill.weights = std::min(bill.weights, 2 * (bill.weights / std::max(1U, stage.blocks) + 1));
-  bill.activations = stage.activation_bytes_fixed + part_of(stage.activation_bytes_split, slices, whole);
-  if (ranks > 1) {
-    const auto row_bytes = part_of(stage.rows, slices, whole) * stage.width;
-    // Partial sums of the others for the own rows; or tokens and heads in flight both ways.
-    bill.buffers = split == Split::tensor ? row_bytes * stage.reduce_element_bytes * (ranks - 1)
-                                          : 2 * row_bytes * stage.gather_element_bytes;
-  }
-  if (two_groups) bill.buffers += 2 * demand.latent_bytes;
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices, bool two_groups) {
+  return rank_bill(demand, stage, split, slices, 1, two_groups);
+}
+
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, const PlannedRank& rank) {
+  auto bill = rank_bill(demand, stage, placed.split, owned(rank), piece_count(rank.slices, std::max(1U, stage.slices)),
+                        placed.groups.size() > 1);
+  bill.card = rank.card;
   return bill;
 }
 
@@ -215,8 +243,8 @@ PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>
       double seconds = branches * std::max(part * stage_seconds_on(stage, card), weights / card.memory_bandwidth);
       if (demand.streamed_weights && card.host_bandwidth > 0) {
         // What does not stay beside the activations comes again in every run; both branches use it.
-        const auto bill = rank_bill(demand, stage, placed.split, owned(rank), group.ranks.size(), placed.groups.size() > 1);
-        const auto room = static_cast<double>(card.memory - std::min(card.memory, bill.activations + bill.buffers));
+        const auto bill = rank_bill(demand, stage, placed, rank);
+        const auto room = static_cast<double>(card.memory - std::min(card.memory, bill.activations));
         seconds = std::max(seconds, std::max(0.0, weights - room) / card.host_bandwidth);
       }
       result.compute_seconds = std::max(result.compute_seconds, seconds);
@@ -288,10 +316,7 @@ std::vector<LinkLoad> link_loads(const ClusterSpec& cluster, const Demand& deman
 
 MemoryBill bill_of(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, std::size_t group,
                    std::size_t rank) {
-  const auto& ranks = placed.groups.at(group).ranks;
-  auto bill = rank_bill(demand, stage, placed.split, owned(ranks.at(rank)), ranks.size(), placed.groups.size() > 1);
-  bill.card = ranks.at(rank).card;
-  return bill;
+  return rank_bill(demand, stage, placed, placed.groups.at(group).ranks.at(rank));
 }
 
 }  // namespace orrery::topology

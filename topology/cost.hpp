@@ -35,9 +35,10 @@ double stage_seconds_on(const StageDemand& stage, const CardView& card);
 
 inline std::uint64_t owned(const PlannedRank& rank) { return rank.slices.size(); }
 
-/// Memory of one rank that owns `slices`, in a group of `ranks`. `two_groups`: guidance branches side by side.
-MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices,
-                     std::uint64_t ranks, bool two_groups);
+/// Memory of one rank, one stage only: weights and lane. The first form: as little as `slices` slices take wherever they are.
+/// `two_groups`: guidance branches side by side.
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, Split split, std::uint64_t slices, bool two_groups);
+MemoryBill rank_bill(const Demand& demand, const StageDemand& stage, const PlannedStage& placed, const PlannedRank& rank);
 
 /// `predict` of planner.hpp with the views at hand.
 PredictedStage predicted(const ClusterSpec& cluster, const std::vector<CardView>& views, const Demand& demand,

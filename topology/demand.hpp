@@ -16,6 +16,23 @@ namespace orrery::topology {
 enum class StageKind : std::uint8_t { text_guardrail, text_encoder, denoiser, decoder, video_guardrail };
 std::string_view name_of(StageKind kind);  // "text_encoder" ...
 
+/// How a group shares one forward pass.
+enum class Split : std::uint8_t {
+  tensor,  // Each card owns slices of every matrix; residual rows are shared out too (reduce-scatter, all-gather).
+  sequence,  // Each card owns token rows and all weights; heads change hands around attention (Ulysses).
+};
+std::string_view name_of(Split split);
+
+/// Bytes of a rank's lane (what a request takes on its card besides weights) when it owns `slices` slices, `pieces` of the
+/// slice tree.
+struct LaneSize {
+  Split split = Split::tensor;
+  bool two_groups = false;  // Guidance branches side by side.
+  std::uint32_t slices = 1;
+  std::uint32_t pieces = 1;
+  std::uint64_t bytes = 0;
+};
+
 /// One stage's demand.
 struct StageDemand {
   StageKind kind = StageKind::denoiser;
@@ -34,6 +51,11 @@ struct StageDemand {
   // Bytes on a card, in the compute dtype.
   std::uint64_t weight_bytes_replicated = 0;  // On every card of the group.
   std::uint64_t weight_bytes_sliced = 0;      // All slices together; a card holds its owned/V part.
+  // What kernels' packing of weights adds to that, where it is known: takes room, and no time.
+  std::uint64_t weight_padding_replicated = 0;
+  std::uint64_t weight_padding_sliced = 0;
+  /// From compiled programs: ascending by slices for each split and number of groups. Empty: estimated by what follows.
+  std::vector<LaneSize> lanes;
   /// Activation high-water mark when one card does everything; a card's part is about
   /// activation_bytes_fixed + activation_bytes_split * (its share).
   std::uint64_t activation_bytes_fixed = 0;

@@ -15,13 +15,6 @@
 
 namespace orrery::topology {
 
-/// How a group shares one forward pass.
-enum class Split : std::uint8_t {
-  tensor,  // Each card owns slices of every matrix; residual rows are shared out too (reduce-scatter, all-gather).
-  sequence,  // Each card owns token rows and all weights; heads change hands around attention (Ulysses).
-};
-std::string_view name_of(Split split);
-
 /// One card of the cluster, in the plan's numbering (the index in `Plan::cards`).
 struct PlannedCard {
   std::string node;         // Host name as in the cluster file.
@@ -55,13 +48,15 @@ struct PlannedStage {
   std::vector<PlannedGroup> groups;
 };
 
-/// What a card's memory is spent on, bytes.
+/// What a card's memory is spent on at the worst moment, bytes. Weights of all its stages stay; of lanes, a card has one for
+/// each video that is in one of its stages.
 struct MemoryBill {
   std::uint32_t card = 0;
   std::uint64_t weights = 0;
-  std::uint64_t activations = 0;
-  std::uint64_t buffers = 0;
-  std::uint64_t total() const { return weights + activations + buffers; }
+  std::uint64_t activations = 0;  // The largest lane of its stages: all that one video at a time takes.
+  std::uint64_t overlap = 0;      // Lanes that are open beside it when other videos are in other stages.
+  std::uint64_t total() const { return weights + activations + overlap; }
+  std::uint64_t one_video() const { return weights + activations; }
   std::uint64_t budget = 0;
 };
 

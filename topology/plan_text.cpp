@@ -268,21 +268,21 @@ std::string text_of(const Plan& plan, bool explain) {
   }
   out += placement.text(0) + "\n";
   Table memory;
-  memory.row({"CARD", "WEIGHTS", "ACTIVATIONS", "BUFFERS", "TOTAL", "BUDGET", "USED"});
+  memory.row({"CARD", "WEIGHTS", "ACTIVATIONS", "OVERLAP", "TOTAL", "BUDGET", "USED"});
   std::size_t idle = 0;
   for (std::size_t i = 0; i < plan.bills.size();) {
     const auto& bill = plan.bills[i];
     std::size_t end = i + 1;
     const auto alike = [&](const MemoryBill& other) {
-      return std::tie(other.weights, other.activations, other.buffers, other.budget) ==
-             std::tie(bill.weights, bill.activations, bill.buffers, bill.budget);
+      return std::tie(other.weights, other.activations, other.overlap, other.budget) ==
+             std::tie(bill.weights, bill.activations, bill.overlap, bill.budget);
     };
     while (plan.bills.size() > long_group && end < plan.bills.size() && alike(plan.bills[end])) ++end;
     if (bill.total() == 0) {
       idle += end - i;
     } else {
       memory.row({run_name(plan, bill.card, plan.bills[end - 1].card), bytes_text(bill.weights),
-                  bytes_text(bill.activations), bytes_text(bill.buffers), bytes_text(bill.total()),
+                  bytes_text(bill.activations), bytes_text(bill.overlap), bytes_text(bill.total()),
                   bytes_text(bill.budget),
                   bill.budget > 0
                       ? percent_text(static_cast<double>(bill.total()) / static_cast<double>(bill.budget))
@@ -353,7 +353,7 @@ OrderedJson json_of(const Plan& plan) {
                      {"name", plan.card_name(bill.card)},
                      {"weights", bill.weights},
                      {"activations", bill.activations},
-                     {"buffers", bill.buffers},
+                     {"overlap", bill.overlap},
                      {"budget", bill.budget}});
   for (const auto& link : plan.links)
     links.push_back({{"from", link.from},
@@ -418,7 +418,7 @@ Result<Plan> plan_from_json(const Json& json) {
   fields.list("bills", [&](const Json& item, const std::string& place) {
     Fields bill(item, place, wrong);
     plan.bills.push_back({bill.small("card", last_card), bill.whole("weights", bytes_limit),
-                          bill.whole("activations", bytes_limit), bill.whole("buffers", bytes_limit),
+                          bill.whole("activations", bytes_limit), bill.whole("overlap", bytes_limit),
                           bill.whole("budget", bytes_limit)});
   });
   fields.list("links", [&](const Json& item, const std::string& place) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -362,9 +363,8 @@ private:
                                                Shortfall& shortfall) {
     const auto& stage = demand_.stages[index];
     const std::size_t most = std::max(1U, stage.slices);
-    const std::uint64_t ranks = most > 1 ? 2 : 1;
-    const auto least = std::min(rank_bill(demand_, stage, Split::tensor, 1, ranks, two).total(),
-                                rank_bill(demand_, stage, Split::sequence, 1, ranks, two).total());
+    const auto least = std::min(rank_bill(demand_, stage, Split::tensor, 1, two).total(),
+                                rank_bill(demand_, stage, Split::sequence, 1, two).total());
     Cards cards;
     for (const auto card : allowed_[index]) {
       if (least <= free[card]) {
@@ -415,7 +415,7 @@ private:
     for (const auto card : cards) {
       seconds.push_back(std::max(stage_seconds_on(stage, views_[card]), 1 / views_[card].linear) / slices);
       const auto needed = [&](std::uint32_t count) {
-        return rank_bill(demand_, stage, split, count, cards.size(), two).total();
+        return rank_bill(demand_, stage, split, count, two).total();
       };
       std::uint32_t low = needed(slices) <= free[card] ? slices : 0, high = slices;
       while (low < high) {
@@ -438,7 +438,7 @@ private:
         if (free[cards[i]] > free[cards[roomiest]]) roomiest = i;
       const auto count = static_cast<std::uint32_t>(
           std::min<std::uint64_t>(slices, most[roomiest] + (slices > fits ? slices - fits : 1)));
-      const auto needed = rank_bill(demand_, stage, split, count, cards.size(), two).total();
+      const auto needed = rank_bill(demand_, stage, split, count, two).total();
       note(shortfall,
            {stage.kind, cards[roomiest], std::max(needed, free[cards[roomiest]] + 1), free[cards[roomiest]]});
       return std::nullopt;
@@ -471,17 +471,22 @@ private:
       candidate.placed.groups.push_back(std::move(*group));
       candidate.cards += own.size();
     }
+    // Now that it is known which slices: some take more than others of that number.
+    for (const auto& group : candidate.placed.groups)
+      for (const auto& rank : group.ranks)
+        if (const auto needed = rank_bill(demand_, stage, candidate.placed, rank).total(); needed > free[rank.card]) {
+          note(shortfall, {stage.kind, rank.card, needed, free[rank.card]});
+          return std::nullopt;
+        }
     candidate.seconds = predicted(cluster_, views_, demand_, stage, candidate.placed).total_seconds();
     candidate.shape = shape_text(split, cards[0].size(), cards[1].size());
     return candidate;
   }
 
+  /// Of lanes, room is kept for those of all stages, also where fewer are ever open: what comes and goes leaves gaps.
   void take(const Candidate& candidate, const StageDemand& stage, Memory& free) const {
     for (const auto& group : candidate.placed.groups)
-      for (const auto& rank : group.ranks)
-        free[rank.card] -= rank_bill(demand_, stage, candidate.placed.split, owned(rank), group.ranks.size(),
-                                     candidate.placed.groups.size() > 1)
-                               .total();
+      for (const auto& rank : group.ranks) free[rank.card] -= rank_bill(demand_, stage, candidate.placed, rank).total();
   }
 
   // ---- The search -----------------------------------------------------------------------------------------
@@ -620,8 +625,8 @@ private:
     for (std::size_t i = 0; i < demand_.stages.size(); ++i)
       if (i != denoiser_) order.push_back(i);
     const auto weight = [&](std::size_t i) {
-      return demand_.stages[i].weight_bytes_replicated + demand_.stages[i].weight_bytes_sliced +
-             demand_.stages[i].activation_bytes_fixed;
+      const auto& stage = demand_.stages[i];
+      return rank_bill(demand_, stage, Split::tensor, std::max(1U, stage.slices), false).total();
     };
     std::stable_sort(order.begin(), order.end(),
                      [&](std::size_t a, std::size_t b) { return weight(a) > weight(b); });
@@ -656,6 +661,7 @@ private:
     plan.exhaustive = exhaustive_;
     for (std::uint32_t card = 0; card < views_.size(); ++card)
       plan.bills.push_back({card, 0, 0, 0, views_[card].memory});
+    std::vector<std::vector<std::uint64_t>> lanes(views_.size());  // Of each card, by stage.
     double rate_sum = 0, attention_sum = 0;
     for (std::uint32_t card = 0; card < views_.size(); ++card) {
       if (lost_.contains(card)) continue;
@@ -669,12 +675,9 @@ private:
       plan.predicted.push_back(predicted(cluster_, views_, demand_, stage, placed));
       for (const auto& group : placed.groups)
         for (const auto& rank : group.ranks) {
-          const auto bill =
-              rank_bill(demand_, stage, placed.split, owned(rank), group.ranks.size(), placed.groups.size() > 1);
-          auto& total = plan.bills[rank.card];
-          total.weights += bill.weights;
-          total.activations += bill.activations;
-          total.buffers += bill.buffers;
+          const auto bill = rank_bill(demand_, stage, placed, rank);
+          plan.bills[rank.card].weights += bill.weights;
+          lanes[rank.card].push_back(bill.activations);
         }
       const double times = stage.kind == StageKind::denoiser ? std::max(1U, stage.steps) : 1;
       plan.predicted_video_seconds += times * plan.predicted.back().total_seconds();
@@ -690,6 +693,15 @@ private:
         plan.steps = std::max(1U, stage.steps);
         plan.links = link_loads(cluster_, demand_, stage, placed);
       }
+    }
+    for (auto& bill : plan.bills) {
+      // A video is in one stage at a time, and a stage works on one video.
+      auto& open = lanes[bill.card];
+      std::sort(open.begin(), open.end(), std::greater<>());
+      if (open.size() > deployment_.admission.max_in_flight) open.resize(deployment_.admission.max_in_flight);
+      if (open.empty()) continue;
+      bill.activations = open.front();
+      bill.overlap = std::accumulate(open.begin() + 1, open.end(), std::uint64_t{0});
     }
     if (denoiser_ < chosen.size()) explain(plan, chosen[denoiser_]);
   }

@@ -19,6 +19,7 @@
 #include <string>
 #include <utility>
 
+#include "cards/weight_loader.hpp"
 #include "compiler/passes/passes.hpp"
 
 namespace orrery::compiler {
@@ -399,7 +400,8 @@ Result<ComponentFigures> decoder_figures(const CodecConfig& config, Compute comp
   ORRERY_TRY(programs, compile_decoder(config, weights, compute, shape, 1));
   ComponentFigures figures;
   figures.weight_bytes_replicated = weights->bytes();
-  figures.activation_bytes_fixed = programs->lane_bytes();
+  figures.weight_padding_replicated = cards::bytes_on_card(*weights) - weights->bytes();
+  figures.lanes = {{Split::tensor, 1, 1, 1, programs->lane_bytes()}};
   for (const auto& program : programs->programs) {
     const double times = program.name == "next" ? static_cast<double>(shape.frames - 1) : 1;
     for (const auto& command : program.commands) {

@@ -1,5 +1,6 @@
 // Passes: what they print, that no two live slots share bytes, that checks notice what is wrong.
 
+#include <bit>
 #include <chrono>
 #include <iostream>
 #include <set>
@@ -374,9 +375,17 @@ TEST_CASE("compile: the published 7B model has the published figures", "[compile
   const auto bytes = figures.weight_bytes_replicated + figures.weight_bytes_sliced;
   const auto f32_kept = (2 * 28 * 2 * 128 + 4096 + (128 + 120 + 120) * 4096ULL) * 2;
   CHECK(bytes == 7'236'192'256ULL * 2 + f32_kept);
+  // Slices are whole panels.
+  CHECK(figures.weight_padding_replicated + figures.weight_padding_sliced < bytes / 1000);
   CHECK(figures.flops_linear == Approx(740.8e12).epsilon(0.01));
   CHECK(figures.flops_attention == Approx(1455.1e12 + 13.2e12).epsilon(0.01));
-  CHECK(figures.activation_bytes_split > figures.activation_bytes_fixed / 10);
+  // Both splits, one group and two, 1 to 8 slices: the fewer, the less.
+  REQUIRE(figures.lanes.size() == 2 * 2 * 8);
+  for (std::size_t i = 0; i < figures.lanes.size(); ++i) {
+    CHECK(figures.lanes[i].slices == 1 + i % 8);
+    CHECK(figures.lanes[i].pieces == static_cast<unsigned>(std::popcount(1 + i % 8)));
+    if (i % 8 == 7) CHECK(figures.lanes[i].bytes > figures.lanes[i - 7].bytes);
+  }
 
   TextEncoderConfig text;
   const auto text_figures = text_encoder_figures(text, Compute::bf16, 512, slice_count_of(text)).value();
