@@ -1,5 +1,6 @@
 // A node holds what it owns: resident memory is its cards' memory plus a stated constant, and weights of slices that it
 // does not own are not resident. Shown with a synthetic model of more than 1 GB on one node and on four.
+// A card takes what `orrery plan` says: at its worst moment at most that, and at least 95 % of it.
 
 #include <catch2/catch.hpp>
 
@@ -77,4 +78,77 @@ TEST_CASE("node: its resident memory is what its cards own plus a constant", "[s
     }
   // Replicated parts (modulation, embeddings of time and position) stay whole; the sliced rest is a quarter.
   for (const auto& node : four) CHECK(node.card_max < one[0].card_max / 2);
+}
+
+TEST_CASE("card: its peak is what the plan says, within 5 %", "[system][slow]") {
+  struct Shape {
+    const char* model;  // "tiny", or what was made below.
+    std::uint32_t slices;
+    const char* hosts;
+    std::uint32_t cards;
+    const char* parallelism;
+    const char* dtype = "float32";
+    const char* quantisation = "none";
+    const char* size = "64x64";
+  };
+  ScratchFolder scratch;
+  const auto synth = [&](const std::string& name, std::vector<std::string> how) {
+    how.insert(how.begin(), {ORRERY_BINARY, "-q", "--progress", "none", "synth", scratch.file(name), "--like", "tiny", "--seed", "3"});
+    const auto made = run_command(scratch, how);
+    INFO(made.err);
+    REQUIRE(made.exit_code == 0);
+  };
+  // Weights outweigh all else; and slices of one head, narrower than any kernel's panel.
+  synth("wide", {"--layers", "4", "--heads", "32", "--head-dim", "32", "--text-layers", "2", "--text-heads", "8"});
+  synth("narrow", {"--layers", "4", "--heads", "32", "--head-dim", "16", "--text-layers", "2", "--text-heads", "32", "--text-feed-forward", "512"});
+  std::string prompt = "a red circle";  // Cut off at the model's limit, so that all text rows are there.
+  for (int i = 0; i < 40; ++i) prompt += " moving up";
+
+  for (const auto& shape : {Shape{"tiny", 8, "h1", 1, "{tensor: 1, cfg: 1}"},
+                            Shape{"tiny", 8, "h1", 2, "{tensor: 2, cfg: 1}"},
+                            Shape{"tiny", 8, "h[1-2]", 2, "{tensor: 4, cfg: 1}", "bfloat16"},
+                            Shape{"tiny", 8, "h1", 3, "{tensor: 3, cfg: 1}", "float32", "none", "128x128"},
+                            Shape{"tiny", 8, "h1", 4, "{tensor: 2, cfg: 2}"},
+                            Shape{"tiny", 8, "h1", 3, "{sequence: 3, cfg: 1}", "bfloat16", "none", "128x128"},
+                            Shape{"tiny", 8, "h1", 2, "{tensor: 2, cfg: 1}", "bfloat16", "int8"},
+                            Shape{"tiny", 8, "h1", 8, "{tensor: 8, cfg: 1}"},
+                            Shape{"wide", 8, "h[1-2]", 2, "{tensor: 4, cfg: 1}", "bfloat16"},
+                            Shape{"wide", 8, "h1", 1, "{tensor: 1, cfg: 1}", "bfloat16", "int8"},
+                            Shape{"narrow", 16, "h[1-2]", 8, "{tensor: 16, cfg: 1}", "bfloat16"},
+                            Shape{"narrow", 32, "h1", 8, "{tensor: 8, cfg: 1}"}}) {
+    const auto folder = std::string(shape.model) == "tiny" ? std::string(ORRERY_SOURCE_DIR "/configs/models/cosmos-tiny") : scratch.file(shape.model);
+    const auto file = scratch.write(
+        "peak.yaml", std::string("apiVersion: orrery/v1\nkind: Cluster\nmetadata: {name: peak}\nspec:\n  nodes: [{hosts: \"") + shape.hosts +
+                         "\", cards: {type: cpu, count: " + std::to_string(shape.cards) + ", memory: 4GiB}}]\n---\napiVersion: orrery/v1\n"
+                         "kind: Model\nmetadata: {name: m}\nspec: {pipeline: cosmos-text2world, folder: " + folder + ", slices: " + std::to_string(shape.slices) +
+                         ", dtype: " + shape.dtype + ", quantisation: " + shape.quantisation +
+                         ",\n  defaults: {size: " + shape.size + ", num_frames: 9, fps: 8, num_inference_steps: 2, guidance_scale: 1.2, max_text_tokens: 64}}\n---\n"
+                         "apiVersion: orrery/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {cluster: peak, model: m, parallelism: " + shape.parallelism + "}\n");
+    INFO(shape.model << " " << shape.slices << " " << shape.hosts << " " << shape.parallelism << " " << shape.dtype << " " << shape.quantisation);
+    const auto planned = run_command(scratch, {ORRERY_BINARY, "plan", "-f", file, "-o", "json"});
+    INFO(planned.err);
+    REQUIRE(planned.exit_code == 0);
+    const auto up = run_command(scratch, {ORRERY_BINARY, "--progress", "none", "up", "-d", "-f", file});
+    INFO(up.err);
+    REQUIRE(up.exit_code == 0);
+    const auto made = run_command(scratch, {ORRERY_BINARY, "--progress", "none", "generate", prompt, "--negative-prompt", prompt, "--connect", "peak", "-o", scratch.file("v.y4m")});
+    INFO(made.err);
+    CHECK(made.exit_code == 0);
+    const auto status = run_command(scratch, {ORRERY_BINARY, "status", "peak", "-o", "json"});
+    CHECK(run_command(scratch, {ORRERY_BINARY, "down", "peak"}).exit_code == 0);
+    const auto plan = parse_json(planned.out, "plan"), seen = parse_json(status.out, "status");
+    REQUIRE(plan.ok());
+    REQUIRE(seen.ok());
+    std::size_t number = 0;
+    for (const auto& node : seen.value()["nodes"])
+      for (const auto& card : node["cards"]) {
+        const auto& bill = plan.value()["bills"].at(number++);
+        const auto peak = card["bytes_max"].get<std::uint64_t>();
+        const auto expected = bill["weights"].get<std::uint64_t>() + bill["activations"].get<std::uint64_t>();
+        CAPTURE(number, peak, expected);
+        CHECK(peak <= expected);
+        CHECK(20 * peak >= 19 * expected);
+      }
+    CHECK(number == plan.value()["cards"].size());
+  }
 }
