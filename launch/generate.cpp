@@ -275,6 +275,18 @@ Result<int> generate_on(actors::Client& client, const GenerateArguments& argumen
   return 0;
 }
 
+/// What shapes a cluster cannot change one that runs already, and must not be passed over in silence.
+Status check_for_running(const ClusterArguments& cluster) {
+  const std::pair<const char*, bool> flags[] = {{"--set", !cluster.config.settings.empty()}, {"--deployment", !cluster.deployment.empty()},
+                                                {"--dtype", !cluster.dtype.empty()}, {"--quantisation", !cluster.quantisation.empty()},
+                                                {"--allow-faults", cluster.allow_faults}};
+  for (const auto& [flag, given] : flags)
+    if (given)
+      return Error{ErrorCode::usage, std::string(flag) + " is for a cluster that is brought up for one video, and this one runs already",
+                   "say it to `orrery up`, or name a cluster file with -f"};
+  return Done{};
+}
+
 Result<int> run_generate(const GenerateArguments& given, const VerbContext& context) {
   auto arguments = given;
   // What can be told before any process starts.
@@ -315,6 +327,7 @@ Result<int> run_generate(const GenerateArguments& given, const VerbContext& cont
   if (!arguments.connect.cluster.empty() || (arguments.cluster.config.files.empty() && arguments.cluster.model_folder.empty())) {
     ORRERY_TRY(running, running_clusters());
     if (!arguments.connect.cluster.empty() || !running.empty()) {
+      ORRERY_TRY_DONE(check_for_running(arguments.cluster));
       ORRERY_TRY(client, connect_to(arguments.connect));
       return ended(generate(*client.client, nullptr));
     }

@@ -359,6 +359,14 @@ TEST_CASE("up, status, generate, down: the life of a cluster in the background",
   CHECK(table.out.find("n1") != std::string::npos);
   CHECK(table.out.find("n2") != std::string::npos);
 
+  // What the running cluster cannot do is refused, not passed over.
+  const std::vector<std::vector<std::string>> not_here = {{"--dtype", "float32"}, {"--quantisation", "int8"}, {"--set", "spec.dtype=float32"},
+                                                          {"--deployment", "other"}, {"--allow-faults"}};
+  for (const auto& words : not_here) {
+    check_refused(run_command(scratch, generate("x", scratch.file("v.y4m"), words), soon), 2, {words[0], "runs already"});
+    check_refused(run_command(scratch, generate("x", scratch.file("v.y4m"), words + std::vector<std::string>{"--connect", "two_nodes"}), soon), 2, {words[0]});
+  }
+
   // Two at once, and one alone: the same bytes.
   const std::vector<std::string> here = {"--connect", "two_nodes"};
   CommandResult first, second;
