@@ -86,11 +86,10 @@ public:
   static constexpr std::uint64_t relay_bytes_min = std::uint64_t{64} << 10;
 
   /// Whether an all-reduce of `bytes` over `ranks` ranks is quicker in one turn: their rows then are all rows, and nothing
-  /// is to be gathered. Between two ranks it moves no more bytes than two turns.
+  /// is to be gathered. Between two ranks it moves no more bytes than two turns; each adds up twice as much.
   static constexpr bool in_one_turn(std::uint64_t bytes, std::size_t ranks) {
-    return bytes * (ranks > 2 ? ranks - 1 : 1) <= (ranks > 2 ? one_turn_bytes_max : 4 * one_turn_bytes_max);
+    return ranks > 2 ? bytes * (ranks - 1) <= (std::uint64_t{64} << 10) : bytes <= (std::uint64_t{1} << 20);
   }
-  static constexpr std::uint64_t one_turn_bytes_max = std::uint64_t{64} << 10;
 
   /// All ranks with the same arguments. Fails with usage when slices or rows are not covered exactly once or `self` is
   /// not in the group.

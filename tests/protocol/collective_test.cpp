@@ -247,6 +247,8 @@ TEST_CASE("ordered reduce-scatter: in one turn everybody has the bits of one car
   }
   CHECK(OrderedReduceScatter::in_one_turn(4096, 4));
   CHECK_FALSE(OrderedReduceScatter::in_one_turn(1 << 20, 4));
+  CHECK(OrderedReduceScatter::in_one_turn(1 << 20, 2));
+  CHECK_FALSE(OrderedReduceScatter::in_one_turn(1 << 21, 2));
 }
 
 TEST_CASE("ordered reduce-scatter: with n cards per node an n-th of the bytes travels between nodes", "[protocol][collective]") {
