@@ -7,8 +7,8 @@
 //                                     Transport ════════ other process ════════ Exchange
 //
 // Messages are named by what they are (request, step, op, part, source, target), never matched by order of
-// arrival. Large ones travel in chunks. Nothing is copied by this class: a receiver gets the network's buffers,
-// or, inside one process, the sender's own bytes.
+// arrival. Large ones travel in chunks. Nothing is copied by this class (only what leaves the process and is small, up to 8 KiB):
+// a receiver gets the network's buffers, or, inside one process, the sender's own bytes.
 //
 // Memory. Bytes that arrived and were not yet let go count against the sender's window. A full window stops
 // the sender; nothing is lost. So that a full window never blocks the message that someone waits for, the
@@ -68,7 +68,7 @@ struct SilentPeer {
 };
 
 /// Threads: any, for all functions.
-/// Ownership: bytes handed to `send` stay borrowed (their Shard alive) until the remote process acknowledged
+/// Ownership: bytes handed to `send` stay borrowed (their Shard alive) until they were copied or the remote process acknowledged
 ///            them, a local receiver let go of them, or the epoch ended (and the transport noticed that a silent
 ///            peer is gone: zmq_transport.hpp). Shards are let go outside of locks.
 class Exchange {
