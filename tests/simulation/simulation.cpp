@@ -259,6 +259,7 @@ void Simulation::start_coordinator() {
   if (cluster_id_ == 0) cluster_id_ = journal.value()->cluster_id();
   else if (cluster_id_ != journal.value()->cluster_id()) violated("journal opens", "the journal has another cluster id");
   coordinator_ = world_.start("coordinator");
+  pinged_.clear();  // What a former life watched, this one does not yet.
   board_ = std::make_shared<Board<CoordinatorBoard>>();
   boards_.push_back(board_);
   CoordinatorSetup setup;
